@@ -1,0 +1,1 @@
+"""Mixture-of-experts models in MLX's format, on the machine you have."""

@@ -1,0 +1,116 @@
+"""Which kind of array is this? NumPy, PyTorch or MLX, found without importing what the user has not imported.
+
+A library that was never imported cannot have made the array in hand, so `sys.modules` is all that is asked. CPU tensors of
+PyTorch become NumPy views of the same memory (bfloat16 through ml_dtypes), and results go back the same way: no copy.
+"""
+
+import sys
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from coterie.errors import ArgumentError, BackendUnavailableError
+
+Array: TypeAlias = Any
+"""A NumPy array, a PyTorch tensor or an MLX array."""
+
+Kind = Literal["numpy", "torch", "mlx"]
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+
+FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), bfloat16)
+"""The dtypes of activations, and of affine scales and biases."""
+
+
+def _module(name: str) -> Any | None:
+    return sys.modules.get(name)
+
+
+def kind_of(array: Array) -> Kind:
+    """Name the library that `array` belongs to; `ArgumentError` for anything else (lists and scalars included)."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    torch = _module("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return "torch"
+    mlx = _module("mlx.core")
+    if mlx is not None and isinstance(array, mlx.array):
+        return "mlx"
+    raise ArgumentError(
+        f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an MLX array; "
+        "convert it first, for example with numpy.asarray",
+        code="array_kind",
+    )
+
+
+def common_kind(**arrays: Array | None) -> Kind:
+    """The one kind of all given arrays (None is skipped); mixed kinds are an `ArgumentError` that names who is what."""
+    kinds = {name: kind_of(array) for name, array in arrays.items() if array is not None}
+    if not kinds:
+        raise ArgumentError("no array was given", code="array_kind")
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        raise ArgumentError(f"mixed kinds of arrays in one call: {found}; convert them to one kind", code="mixed_kinds")
+    return next(iter(kinds.values()))
+
+
+def device_of(array: Array) -> str:
+    """ "cpu" for NumPy; the tensor's device type for PyTorch ("cpu", "cuda", ...); "mlx" for MLX."""
+    kind = kind_of(array)
+    if kind == "torch":
+        return str(array.device.type)
+    return "mlx" if kind == "mlx" else "cpu"
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype's plain name, the same for every kind: "float32", "bfloat16", "uint32", ..."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def as_numpy(array: Array) -> np.ndarray:
+    """A NumPy array over the same memory: no copy for NumPy and for CPU tensors of PyTorch, bfloat16 included.
+
+    A tensor that requires grad is seen without its graph: Coterie's operations are for inference and have no gradient.
+    MLX arrays are copied (used for small index arrays and by tests only).
+    """
+    kind = kind_of(array)
+    if kind == "numpy":
+        return array  # type: ignore[no-any-return]
+    if kind == "torch":
+        return _torch_as_numpy(array)
+    return _mlx_as_numpy(array)
+
+
+def _torch_as_numpy(tensor: Any) -> np.ndarray:
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu":
+        raise BackendUnavailableError(
+            f"the tensor lives on {tensor.device}; this version computes on the CPU: move it with .cpu()"
+        )
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.int16).numpy()).view(bfloat16)
+    return np.asarray(tensor.numpy())
+
+
+def _mlx_as_numpy(array: Any) -> np.ndarray:
+    mlx = sys.modules["mlx.core"]
+    if array.dtype == mlx.bfloat16:
+        return np.array(array.view(mlx.uint16)).view(bfloat16)
+    return np.array(array)
+
+
+def from_numpy(array: np.ndarray, kind: Kind) -> Array:
+    """Hand `array` over as the given kind; PyTorch shares its memory, MLX copies."""
+    if kind == "numpy":
+        return array
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        if array.dtype == bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+    mlx = sys.modules["mlx.core"]
+    if array.dtype == bfloat16:
+        return mlx.array(array.view(np.uint16)).view(mlx.bfloat16)
+    return mlx.array(array)
