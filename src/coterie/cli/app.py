@@ -1,0 +1,37 @@
+"""The commands and what they have in common."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from coterie.cli.convert import convert
+from coterie.cli.generate import generate
+from coterie.cli.info import info
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run mixture-of-experts models stored in MLX's format, on the machine you have.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coterie {metadata.version('coterie')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # acted on by its callback
+
+
+app.command()(generate)
+app.command()(convert)
+app.command()(info)

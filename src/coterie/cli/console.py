@@ -1,0 +1,57 @@
+"""Where things are printed, and the one rule about text that others wrote: it may not steer the terminal."""
+
+import json
+import os
+import sys
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+
+KEPT_IN_TEXT = "\n\t"
+"""Control characters that generated text may hold on a terminal."""
+
+
+def stderr() -> Console:
+    """A console on standard error; colours only on a terminal, and never where NO_COLOR is set."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def stdout() -> Console:
+    """A console on standard output, for tables."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """`text` with every control and format character (escape sequences, bidirectional marks, lone surrogates) spelled out.
+
+    File names, tensor names and generated text are written by strangers: printed raw they could move the cursor,
+    hide a line or fake one.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _steers(character: str) -> bool:
+    # ZERO WIDTH JOINER and NON-JOINER are format characters too, but emoji and several scripts need them.
+    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character not in "\u200c\u200d"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output, in ASCII, so that neither an encoding nor a terminal can change it."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def write_text(text: str) -> None:
+    """Write a piece of generated text to standard output, at once; on a terminal without what could steer it."""
+    sys.stdout.write(visible(text, keep=KEPT_IN_TEXT) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def silence_stdout() -> None:
+    """Point standard output nowhere, after its reader has gone: the flush at exit must not complain."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)

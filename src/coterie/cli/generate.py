@@ -1,0 +1,135 @@
+"""`coterie generate`: a prompt in, its continuation streamed to standard output, a line of statistics on standard error."""
+
+import sys
+import time
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from coterie.cli.console import print_json, stderr, visible, write_text
+from coterie.cli.failures import Exit, guarded
+from coterie.cli.options import AsJson, Debug, Device
+from coterie.errors import RequestError
+
+_ECHOED = 2_000
+"""Characters of the prompt that are repeated on a terminal; of a longer one the end, where the text goes on."""
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A folder or a hub id. Without it, the bundled model.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a text with a mixture-of-experts model.
+
+    The text streams to standard output, everything else goes to standard error. With --json one object comes at the end:
+    text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
+    """
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    with guarded(as_json=as_json, debug=debug):
+        text = read_prompt(prompt)
+        started = time.perf_counter()
+        loaded = load(model, device)
+        seconds = time.perf_counter() - started
+        stream = loaded.stream(text, **sampling, stop=tuple(stop or ()))
+        interrupted = drain(stream, prompt=text, as_json=as_json)
+        finish(stream.generation, load_seconds=seconds, interrupted=interrupted, as_json=as_json)
+
+
+def read_prompt(argument: str) -> str:
+    """The prompt itself, or for `-` all of standard input, which must be UTF-8."""
+    if argument != "-":
+        return argument
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"standard input is not UTF-8: byte {error.start} of {len(data)} is 0x{data[error.start]:02x}; convert it first",
+            code="prompt_encoding",
+        ) from None
+
+
+def load(model: str | None, device: str) -> Any:
+    """The model, with a spinner on standard error while it loads."""
+    import coterie
+
+    with stderr().status(f"Loading {visible(model) if model else 'the bundled model'}"):
+        return coterie.load(model, device=device)
+
+
+def drain(stream: Any, *, prompt: str, as_json: bool) -> bool:
+    """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it."""
+    console = stderr()
+    pieces = iter(stream)
+    with suppress(KeyboardInterrupt):
+        with console.status("Reading the prompt"):
+            first = next(pieces, "")
+        if as_json:
+            for _ in pieces:
+                pass
+            return False
+        on_terminal = sys.stdout.isatty()
+        if on_terminal and console.is_terminal:
+            console.print(Text(visible(prompt[-_ECHOED:], keep="\n\t"), style="dim"), end="", soft_wrap=True)
+        write_text(first)
+        for piece in pieces:
+            write_text(piece)
+        if on_terminal:
+            write_text("\n")
+        return False
+    if not as_json and sys.stdout.isatty():
+        write_text("\n")
+    return True
+
+
+def statistics(generation: Any, reason: str) -> str:
+    """One line: tokens and speed of the prompt and of the text, the time to the first token, why it ended."""
+    timings = generation.timings
+    prompt, decode = timings["prefill"], timings["decode"]
+    parts = [
+        f"{generation.n_prompt_tokens} prompt tokens{rate(generation.n_prompt_tokens, prompt)}",
+        f"first token after {timings['first_token']:.2f} s",
+        f"{len(generation.token_ids)} tokens{rate(len(generation.token_ids) - 1, decode)}",
+        reason,
+    ]
+    return " · ".join(parts)
+
+
+def rate(n_tokens: int, seconds: float) -> str:
+    """ " at N tokens/s", or nothing where too little happened to say."""
+    return f" at {n_tokens / seconds:,.0f} tokens/s" if n_tokens > 0 and seconds > 0 else ""
+
+
+def finish(generation: Any, *, load_seconds: float, interrupted: bool, as_json: bool) -> None:
+    """Print the statistics, or the JSON object; an interrupted generation keeps its text and exits with 130."""
+    reason = "interrupted" if interrupted else generation.finish_reason
+    if as_json:
+        print_json(
+            {
+                "text": generation.text,
+                "token_ids": list(generation.token_ids),
+                "finish_reason": reason,
+                "n_prompt_tokens": generation.n_prompt_tokens,
+                "timings": {"load": load_seconds, **generation.timings},
+            }
+        )
+    else:
+        stderr().print(Text(statistics(generation, reason), style="dim"), soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(Exit.INTERRUPTED)

@@ -1,0 +1,102 @@
+"""The command line as a process of its own: signals, pipes, terminals, what an import costs."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent.parent
+ENDLESS = """
+import itertools, sys, time
+import coterie
+from cli.fakes import FakeModel, FakeStream
+from coterie.cli import main
+
+class Endless(FakeStream):
+    def __iter__(self):
+        for index in itertools.count():
+            piece = f"word{index} "
+            self.generation.text += piece
+            self.generation.token_ids.append(index)
+            yield piece
+            time.sleep(0.01)
+
+class Model(FakeModel):
+    def stream(self, prompt, **options):
+        return Endless((), None, None)
+
+coterie.load = Model().load
+main()
+"""
+
+
+def start(*arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, "generate", *arguments, "prompt"],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+
+
+def test_ctrl_c_ends_cleanly_and_keeps_the_text() -> None:
+    with start() as process:
+        assert process.stdout is not None
+        head = process.stdout.read(len("word0 word1 "))
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert head == b"word0 word1 "
+    assert (head + rest).endswith(b" ")
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_reader_that_leaves_ends_it_quietly() -> None:
+    with start() as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=60)
+    assert process.returncode == 141
+    assert errors == b""
+
+
+def test_a_terminal_is_left_as_it_was() -> None:
+    """Whatever hides the cursor while the model loads must show it again, after Ctrl-C too."""
+    ours, theirs = pty.openpty()
+    with start(stderr=theirs) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    screen = os.read(ours, 65536)
+    os.close(ours)
+    assert process.returncode == 130
+    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") > 0
+    assert screen.rindex(b"\x1b[?25l") < screen.rindex(b"\x1b[?25h")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["convert", "--help"]])
+def test_help_and_version_are_quick_to_start(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom coterie.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "coterie" in result.stdout
+    assert set(result.stderr.split()) & {"numpy", "numba", "torch", "mlx", "tokenizers", "huggingface_hub"} == set()
+
+
+def test_python_m_coterie_is_the_same_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "coterie", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("coterie 0.")

@@ -1,0 +1,39 @@
+"""What every test shares: the repository's root, a seeded generator, and skips that say why."""
+
+import shutil
+import subprocess
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def _has_cuda() -> bool:
+    """Asked of the driver's own tool: importing PyTorch for a skip would cost every run two seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `cuda` where there is no NVIDIA GPU."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; nvidia-smi lists none here"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return ROOT
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the test's own name: the same numbers in every run and in any order of tests."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
