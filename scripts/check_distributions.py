@@ -1,4 +1,4 @@
-"""Build the wheel and the source distribution and check what is in them: the bundled model, the type marker, the licence."""
+"""Build the source distribution and the wheel and check their content: bundled model, type marker, licence."""
 
 import subprocess
 import sys

@@ -52,7 +52,7 @@ def room_of(module: str) -> str:
 
 
 def imported_modules(source: str, module: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
-    """(line, module) of every `coterie` module that the source imports: at the top, in functions, under TYPE_CHECKING."""
+    """(line, module) of every `coterie` import in the source: at the top, in functions, under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,6 +1,6 @@
 """Stand-ins for models, so that the command line is tested without weights and can be made to fail at any place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +19,14 @@ class FakeGeneration:
 class FakeStream:
     """Hands out pieces; `failure` is raised after them."""
 
-    def __init__(self, pieces: tuple[str, ...], failure: BaseException | None, log: Callable[[str], None]) -> None:
+    def __init__(self, pieces: tuple[str, ...], failure: BaseException | None) -> None:
         self.generation = FakeGeneration()
-        self._pieces, self._failure, self._log = pieces, failure, log
+        self._pieces, self._failure = pieces, failure
 
     def __iter__(self) -> Iterator[str]:
         for index, piece in enumerate(self._pieces):
             self.generation.text += piece
             self.generation.token_ids.append(index)
-            self._log(piece)
             yield piece
         if self._failure is not None:
             raise self._failure
@@ -41,7 +40,6 @@ class FakeModel:
         self.pieces, self.failure = pieces, failure
         self.asked: dict[str, Any] = {}
         self.loaded: tuple[str | None, str] | None = None
-        self.log: Callable[[str], None] = lambda piece: None
 
     def load(self, path: str | None = None, *, device: str = "auto") -> "FakeModel":
         """Stands in for `coterie.load`."""
@@ -51,4 +49,4 @@ class FakeModel:
     def stream(self, prompt: str, **options: Any) -> FakeStream:
         """Stands in for `Model.stream`."""
         self.asked = {"prompt": prompt, **options}
-        return FakeStream(self.pieces, self.failure, self.log)
+        return FakeStream(self.pieces, self.failure)

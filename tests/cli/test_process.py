@@ -27,7 +27,7 @@ class Endless(FakeStream):
 
 class Model(FakeModel):
     def stream(self, prompt, **options):
-        return Endless((), None, None)
+        return Endless((), None)
 
 coterie.load = Model().load
 main()

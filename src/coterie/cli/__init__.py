@@ -1,4 +1,4 @@
-"""The command line: thin faces over the library. Text and JSON go to standard output, everything else to standard error."""
+"""The command line: thin faces over the library. Results go to standard output, everything else to standard error."""
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def stdout() -> Console:
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """`text` with every control and format character (escape sequences, bidirectional marks, lone surrogates) spelled out.
+    """`text` with every control and format character (escapes, bidirectional marks, lone surrogates) spelled out.
 
     File names, tensor names and generated text are written by strangers: printed raw they could move the cursor,
     hide a line or fake one.

@@ -72,7 +72,7 @@ def layer_format(text: str) -> "LayerFormat":
     # The pattern is a regular expression and may itself hold "=", so the last one divides.
     pattern, _, fields = text.rpartition("=")
     parts = fields.split(":")
-    bits, group_size, mode = (parts + ["", ""])[:3]
+    bits, group_size, mode = [*parts, "", ""][:3]
     if not pattern or len(parts) > 3 or not all(field == "" or field.isdecimal() for field in (bits, group_size)):
         raise RequestError(
             f"--override {text!r} is not PATTERN=BITS[:GROUP[:MODE]]; write for example '.*down_proj=6:64'",

@@ -1,4 +1,4 @@
-"""`coterie generate`: a prompt in, its continuation streamed to standard output, a line of statistics on standard error."""
+"""`coterie generate`: a prompt in, its continuation on standard output, a line of statistics on standard error."""
 
 import sys
 import time
@@ -37,8 +37,8 @@ def generate(
 ) -> None:
     """Continue a text with a mixture-of-experts model.
 
-    The text streams to standard output, everything else goes to standard error. With --json one object comes at the end:
-    text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
+    The text streams to standard output, everything else goes to standard error. With --json one object comes at the
+    end: text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
     """
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     with guarded(as_json=as_json, debug=debug):
@@ -60,7 +60,8 @@ def read_prompt(argument: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"standard input is not UTF-8: byte {error.start} of {len(data)} is 0x{data[error.start]:02x}; convert it first",
+            f"standard input is not UTF-8: byte {error.start} of {len(data)} is 0x{data[error.start]:02x}; "
+            "convert it first",
             code="prompt_encoding",
         ) from None
 
