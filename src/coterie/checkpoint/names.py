@@ -1,8 +1,9 @@
 """Weight names as data: how a family's published names become MLX's names, and which layers are quantised how.
 
 A family declares one `NameMap`, made for one config (so a drop or a stack may depend on, say, the number of layers).
-`plan` turns the names of a source checkpoint into an ordered list of `Target`s, each saying what it is made of. Patterns
-are regular expressions that must match a whole name; templates are expanded with their groups (`\\1`, `\\g<name>`).
+`plan` turns the names of a source checkpoint into an ordered list of `Target`s, each saying what it is made of.
+Patterns are regular expressions that must match a whole name; templates are expanded with their groups (`\\1`,
+`\\g<name>`).
 A source tensor walks through five steps, each seeing the result of the one before:
 
     1. drops     a match ends the walk: the tensor is not part of the target
@@ -172,8 +173,9 @@ def _stacked(name: str, members: dict[int, Source], count: int | None) -> Target
     if missing or len(members) != expected:
         beyond = sorted(index for index in members if index >= expected)
         raise CheckpointError(
-            f"{name}: found {len(members)} tensors to stack, expected the numbers 0 to {expected - 1} (missing "
-            f"{missing[:5] or 'none'}, beyond {beyond[:5] or 'none'}); the checkpoint is incomplete or has another's config",
+            f"{name}: found {len(members)} tensors to stack, expected the numbers 0 to {expected - 1} "
+            f"(missing {missing[:5] or 'none'}, beyond {beyond[:5] or 'none'}); "
+            "the checkpoint is incomplete or the config is not its own",
             code="stack_incomplete",
         )
     return Target(name, tuple(members[index] for index in range(expected)), stacked=True)
