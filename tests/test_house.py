@@ -282,18 +282,25 @@ def test_links_between_documents_resolve(path: Path) -> None:
     assert broken == []
 
 
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+def code_blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of one language in a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_the_example_in_the_readme_runs() -> None:
-    example = readme_blocks("python")[0]
+    example = code_blocks(ROOT / "README.md", "python")[0]
     assert len(example.splitlines()) <= 5
     assert fresh_python(example).strip()
 
 
+@pytest.mark.parametrize("path", documents(), ids=name_of)
+def test_every_python_block_in_the_documents_runs(path: Path) -> None:
+    for block in code_blocks(path, "python"):
+        fresh_python(block)
+
+
 def test_ci_runs_the_commands_of_the_readme_word_for_word() -> None:
-    commands = [line for block in readme_blocks("bash")[:2] for line in block.splitlines()]
+    commands = [line for block in code_blocks(ROOT / "README.md", "bash")[:2] for line in block.splitlines()]
     assert len(commands) == 2
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
     ci = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
