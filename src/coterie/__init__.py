@@ -1,1 +1,98 @@
-"""Mixture-of-experts models in MLX's format, on the machine you have."""
+"""Mixture-of-experts models in MLX's format, on the machine you have.
+
+Everything public is here and is found on first use, so that importing the package costs next to nothing: the operations
+on arrays (`quantize` to `matvec`), the layer (`Experts`, `moe`), and whole models (`load`).
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coterie.errors import CoterieError
+    from coterie.formats import Packed
+    from coterie.moe import Experts, moe
+    from coterie.ops import (
+        Groups,
+        Routing,
+        accumulate,
+        dequantize,
+        gather_mm,
+        gather_qmm,
+        gather_topk_weights,
+        glu,
+        glu_fused,
+        group,
+        matvec,
+        quantize,
+        quantized_matmul,
+        route,
+        weighted_sum,
+    )
+    from coterie.runtime import Generation, Model, load
+
+__all__ = [
+    "CoterieError",
+    "Experts",
+    "Generation",
+    "Groups",
+    "Model",
+    "Packed",
+    "Routing",
+    "accumulate",
+    "dequantize",
+    "gather_mm",
+    "gather_qmm",
+    "gather_topk_weights",
+    "glu",
+    "glu_fused",
+    "group",
+    "load",
+    "matvec",
+    "moe",
+    "quantize",
+    "quantized_matmul",
+    "route",
+    "weighted_sum",
+]
+
+_ROOMS = {
+    "CoterieError": "coterie.errors",
+    "Packed": "coterie.formats",
+    "Experts": "coterie.moe",
+    "moe": "coterie.moe",
+    "Generation": "coterie.runtime",
+    "Model": "coterie.runtime",
+    "load": "coterie.runtime",
+}
+"""Where a public name lives; whatever is not listed lives in `coterie.ops`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("coterie")
+    if name not in __all__:
+        raise AttributeError(f"module 'coterie' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS.get(name, "coterie.ops")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+class _Package(ModuleType):
+    """Keeps `coterie.moe` the function: importing the module of that name would bind the module here instead."""
+
+    @property
+    def moe(self) -> Any:
+        return __getattr__("moe")
+
+    @moe.setter
+    def moe(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
