@@ -257,6 +257,10 @@ def test_every_exported_name_exists_and_has_a_docstring() -> None:
     assert fresh_python(code).split() == []
 
 
+def test_importing_the_module_moe_leaves_the_function_in_place() -> None:
+    fresh_python("import coterie.moe; assert callable(coterie.moe); from coterie import moe; assert moe is coterie.moe")
+
+
 # Documents -----------------------------------------------------------------------------------------------------------
 
 LINK = re.compile(r"\[[^\]]*\]\(<?([^)>\s]+)>?\)")

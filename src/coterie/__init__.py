@@ -76,7 +76,9 @@ def __getattr__(name: str) -> Any:
         return version("coterie")
     if name not in __all__:
         raise AttributeError(f"module 'coterie' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS.get(name, "coterie.ops")), name)
+    value = getattr(import_module(_ROOMS.get(name, "coterie.ops")), name)
+    globals()[name] = value  # the next access does not come here
+    return value
 
 
 def __dir__() -> list[str]:
