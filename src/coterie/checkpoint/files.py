@@ -4,10 +4,13 @@ Only regular files are opened, so a FIFO cannot hang a load and a device is neve
 become `CheckpointError`s that name the file. Tests replace `disk` to make the N-th call fail.
 """
 
+import ctypes
 import mmap
 import os
+import secrets
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -43,8 +46,9 @@ class Disk:
         """A new file; an error if the name is taken."""
         return open(path, "xb", buffering=0)
 
-    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
-        """All of `data`."""
+    def write_at(self, file: BinaryIO, offset: int, data: bytes | memoryview) -> None:
+        """All of `data`, from byte `offset` on."""
+        file.seek(offset)
         rest = memoryview(data).cast("B")
         while rest.nbytes:
             rest = rest[file.write(rest) :]
@@ -56,16 +60,31 @@ class Disk:
     def replace(self, source: Path, target: Path) -> None:
         """Atomic rename; the folder itself is synced so that the new name survives a power cut."""
         os.replace(source, target)
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        _sync_folder(target.parent)
 
-    def remove(self, path: Path) -> None:
-        """The file at `path` is gone afterwards, whether or not it was there."""
-        path.unlink(missing_ok=True)
+    def make_folder(self, beside: Path) -> Path:
+        """A new empty folder in the same place as `beside`, so that a rename between the two is one step."""
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        folder = _partial(beside)
+        folder.mkdir()
+        return folder
+
+    def put_folder(self, source: Path, target: Path) -> None:
+        """`source` becomes `target` in one step; what was at `target` is at `source` afterwards, or nothing is.
+
+        Where the system cannot swap two folders, an old `target` is moved aside first: two steps, and a stop between
+        them leaves both folders complete under names next to it.
+        """
+        if target.exists() and not any(target.iterdir()):
+            target.rmdir()
+        if not target.exists():
+            os.replace(source, target)
+        elif not _swap(source, target):
+            aside = source.with_suffix(".old")
+            os.replace(target, aside)
+            os.replace(source, target)
+            os.replace(aside, source)
+        _sync_folder(target.parent)
 
 
 disk = Disk()
@@ -119,6 +138,61 @@ def read_whole(path: Path, limit: int) -> bytes:
             code="file_changed",
         )
     return data
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an operating system error inside the block into a `CheckpointError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: writing failed ({error}), expected room and permission to write; what was there before is "
+            "untouched: make room and run it again",
+            code="write_error",
+        ) from error
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Make the file at `path` with what `fill` writes: whole, or not at all.
+
+    The content goes to a new file in the same folder, down to the medium, and takes its name in one step. An old file
+    under this name stays until then, and stays for programs that have it open or mapped.
+    """
+    partial = _partial(path)
+    with writing(path):
+        try:
+            with disk.create(partial) as file:
+                fill(file)
+                disk.sync(file)
+            disk.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _sync_folder(path: Path) -> None:
+    """A new name in a folder is durable once the folder is; not every system lets a folder be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _partial(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step (renameat2, Linux 3.15); False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    at_cwd, exchange = -100, 2
+    return bool(renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0)
 
 
 def _expect_regular(path: Path, mode: int) -> None:

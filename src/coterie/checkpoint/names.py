@@ -60,12 +60,16 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class LayerFormat:
-    """How layers whose module path matches `pattern` are quantised, whatever the rest gets; mode None means affine."""
+    """How layers whose module path matches `pattern` are quantised, whatever the rest gets.
+
+    None means affine for `mode`, and the mode's default for the others, never the rest's. `quantized` False: not.
+    """
 
     pattern: str
     bits: int | None = None
     group_size: int | None = None
     mode: str | None = None
+    quantized: bool = True
 
     def entry(self) -> dict[str, int | str]:
         """The layer's entry in config.json's "quantization": only what is set, as mlx-lm writes it."""

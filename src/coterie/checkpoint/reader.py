@@ -222,7 +222,7 @@ def _check_declared(checkpoint: Checkpoint) -> None:
         if name.endswith(".weight") and info.dtype.itemsize == 1:
             raise CheckpointError(
                 f"{checkpoint.file_of(name)}: tensor {show(name, 200)}: found bytes ({info.dtype}) for a weight, "
-                "expected float32, float16, bfloat16 or MLX's uint32 codes; fp8 weights of other tools are not read: take a "
-                "checkpoint in MLX's format",
+                "expected float32, float16, bfloat16 or MLX's uint32 codes; fp8 weights of other tools are not read: "
+                "take a checkpoint in MLX's format",
                 code="bytes_undeclared",
             )

@@ -1,0 +1,283 @@
+"""From an unquantised checkpoint, published or already in MLX's names, to MLX's format: names, bytes and config.
+
+The result is what `mlx_lm.convert` writes, tensor for tensor, and it streams: one tensor of the target is in memory.
+Which layers are quantised, in this order:
+
+    1. only matrices named `<path>.weight` (stacked experts included) that the family does not keep as they are
+    2. the caller's override for the path decides alone: a format of its own, or none
+    3. inputs that the default group size does not divide stay unquantised, as in mlx-lm
+    4. the family's override (a router in 8 bits), unless its own group size does not divide the inputs
+    5. the default format
+
+What stays unquantised although rule 1 lets it through is listed in the report with its reason.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.arrays import FLOAT_DTYPES, bfloat16
+from coterie.checkpoint.config import declared_dtype
+from coterie.checkpoint.dialect import with_published_keys
+from coterie.checkpoint.folder import has_member
+from coterie.checkpoint.names import LayerFormat, NameMap, Source, Target, plan
+from coterie.checkpoint.reader import Checkpoint, open_checkpoint, read_member
+from coterie.checkpoint.writer import MAX_SHARD, Entry, checked_target, write_streamed
+from coterie.errors import ArgumentError, CheckpointError, UnsupportedError
+from coterie.formats import Format
+from coterie.formats.codec import quantize
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes of the source that are done, all of them, and the name of the tensor that comes next."""
+
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": bfloat16}
+
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+"""Files beside the weights that go along as they are."""
+
+_LEFT_OUT_KEYS = ("_name_or_path", "vision_config", "audio_config")
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion did. kept: {module path: why it stayed unquantised}. dropped: names of the source left out."""
+
+    n_tensors: int
+    n_quantized: int
+    n_weights: int
+    nbytes: int
+    kept: Mapping[str, str]
+    dropped: tuple[str, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the target for each weight of the source, scales and biases included."""
+        return self.nbytes * 8 / max(1, self.n_weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One tensor to make: its logical shape and dtype, and how it is packed."""
+
+    target: Target
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    format: Format | None
+    entries: tuple[Entry, ...]
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    names: Callable[[Mapping[str, Any]], NameMap],
+    *,
+    quantized: bool = True,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    overrides: Sequence[LayerFormat] = (),
+    dtype: str | None = None,
+    max_shard: int = MAX_SHARD,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write the checkpoint `source` (a folder or an id of the hub) to the folder `target` in MLX's format.
+
+    names: the family's map for a config. quantized: False only renames and casts. bits, group_size, mode: the default
+    format, None for the mode's own. overrides: formats by module path, the first match wins. dtype: of everything that
+    stays a float; None takes the one that the config declares. force: replace an existing target.
+    `ArgumentError` for arguments, `UnsupportedError` for a source that is quantised already, `CheckpointError` for a
+    damaged source or a full disk; the target is untouched by any of them.
+    """
+    default = Format.resolve(mode, bits, group_size) if quantized else None
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}", code="dtype")
+    place = checked_target(target, force=force)
+    with open_checkpoint(source) as checkpoint:
+        _check_source(checkpoint, place)
+        name_map = names(checkpoint.config)
+        planner = _Planner(checkpoint, name_map, default, tuple(overrides), dtype or declared_dtype(checkpoint.config))
+        steps = [planner.step(item) for item in plan(checkpoint.infos, name_map)]
+        write_streamed(
+            place,
+            [step.entries for step in steps],
+            _make(checkpoint, steps, progress),
+            _target_config(checkpoint.config, default, planner.recorded, dtype),
+            extra=_companions(checkpoint.path),
+            max_shard=max_shard,
+            force=force,
+        )
+    used = {part.name for step in steps for part in step.target.sources}
+    return ConversionReport(
+        n_tensors=sum(len(step.entries) for step in steps),
+        n_quantized=sum(step.format is not None for step in steps),
+        n_weights=sum(int(np.prod(step.shape)) for step in steps),
+        nbytes=sum(entry.nbytes for step in steps for entry in step.entries),
+        kept=planner.kept,
+        dropped=tuple(sorted(set(checkpoint.infos) - used)),
+    )
+
+
+class _Planner:
+    """Decides shape, dtype and format of each target; `kept` and `recorded` collect what the report and config need."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        name_map: NameMap,
+        default: Format | None,
+        overrides: tuple[LayerFormat, ...],
+        dtype: str | None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.name_map = name_map
+        self.default = default
+        self.overrides = overrides
+        self.dtype = None if dtype is None else DTYPES[dtype]
+        self.kept: dict[str, str] = {}
+        self.recorded: dict[str, dict[str, Any]] = {}
+
+    def step(self, target: Target) -> _Step:
+        """The plan for one tensor of the target."""
+        shape, dtype = self._shape_and_dtype(target)
+        if self.dtype is not None and dtype in FLOAT_DTYPES and self.name_map.may_cast(target.name):
+            dtype = self.dtype
+        path, _, leaf = target.name.rpartition(".")
+        fmt = self._format(path, shape, dtype) if leaf == "weight" and len(shape) >= 2 else None
+        if fmt is None:
+            return _Step(target, shape, dtype, None, (Entry(target.name, dtype, shape),))
+        rows, inputs = shape[:-1], shape[-1]
+        scale_dtype = dtype if fmt.mode == "affine" else np.dtype(np.uint8)
+        scales = Entry(f"{path}.scales", scale_dtype, (*rows, fmt.n_groups(inputs)))
+        entries = [Entry(target.name, np.dtype(np.uint32), (*rows, fmt.words(inputs))), scales]
+        if fmt.mode == "affine":
+            entries.append(replace(scales, name=f"{path}.biases"))
+        return _Step(target, shape, dtype, fmt, tuple(entries))
+
+    def _shape_and_dtype(self, target: Target) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        infos = [self.checkpoint.infos[part.name] for part in target.sources]
+        first = infos[0]
+        odd = next((info for info in infos if (info.shape, info.dtype) != (first.shape, first.dtype)), None)
+        if odd is not None:
+            raise CheckpointError(
+                f"{target.name}: found {odd.dtype} {list(odd.shape)} in {odd.name}, expected {first.dtype} "
+                f"{list(first.shape)} as in {first.name}; experts of one layer have one shape",
+                code="stack_shape",
+            )
+        shape = list(first.shape)
+        part = target.sources[0].part
+        if part is not None:
+            _, n, axis = part
+            if not -len(shape) <= axis < len(shape) or shape[axis] % n:
+                raise CheckpointError(
+                    f"{first.name}: found shape {shape}, expected one that {n} equal parts along axis {axis} make up",
+                    code="split_shape",
+                )
+            shape[axis] //= n
+        return ((len(infos), *shape) if target.stacked else tuple(shape)), first.dtype
+
+    def _format(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Format | None:
+        if self.default is None or not self.name_map.may_quantize(path):
+            return None
+        own = next((rule for rule in self.overrides if re.fullmatch(rule.pattern, path)), None)
+        if dtype not in FLOAT_DTYPES or (own is not None and not own.quantized):
+            self.kept[path] = f"{dtype} is not quantised" if dtype not in FLOAT_DTYPES else "the override says so"
+            return None
+        rule = own or self.name_map.override_for(path)
+        fmt = self.default if rule is None else Format.resolve(rule.mode or "affine", rule.bits, rule.group_size)
+        groups = (fmt.group_size,) if own is not None else (self.default.group_size, fmt.group_size)
+        for group_size in groups:
+            if shape[-1] % group_size:
+                self.kept[path] = f"{shape[-1]} inputs are not divisible by groups of {group_size}"
+                return None
+        if rule is not None:
+            self.recorded[path] = rule.entry()
+        return fmt
+
+
+def _make(
+    checkpoint: Checkpoint, steps: Sequence[_Step], progress: Progress | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of the target, one step after the other."""
+    total = sum(int(np.prod(step.shape)) * step.dtype.itemsize for step in steps)
+    done = 0
+    for step in steps:
+        if progress is not None:
+            progress(done, total, step.target.name)
+        values = _values(checkpoint, step)
+        if step.format is None:
+            yield step.target.name, values
+        else:
+            for entry, array in zip(step.entries, quantize(values, step.format), strict=False):
+                if array is not None:
+                    yield entry.name, array
+        done += int(np.prod(step.shape)) * step.dtype.itemsize
+    if progress is not None:
+        progress(total, total, "")
+
+
+def _values(checkpoint: Checkpoint, step: _Step) -> np.ndarray:
+    parts = [_part(checkpoint.array(source.name), source) for source in step.target.sources]
+    array = np.stack(parts) if step.target.stacked else parts[0]
+    return array.astype(step.dtype, copy=False)
+
+
+def _part(array: np.ndarray, source: Source) -> np.ndarray:
+    if source.part is None:
+        return array
+    index, n, axis = source.part
+    return np.split(array, n, axis)[index]
+
+
+def _check_source(checkpoint: Checkpoint, target: Path) -> None:
+    home, place = checkpoint.path.resolve(), target.resolve()
+    if place == home or place.is_relative_to(home) or home.is_relative_to(place):
+        raise ArgumentError(
+            f"{target}: found the source's own folder ({home}), expected another place; choose one", code="in_place"
+        )
+    packed = next((name for name in checkpoint.infos if name.endswith(".scales")), None)
+    if checkpoint.rules.default is not None or packed is not None:
+        raise UnsupportedError(
+            f"{checkpoint.path}: found a checkpoint that is quantised already, expected unquantised weights; "
+            "quantising twice only loses: take the original",
+            code="already_quantized",
+        )
+
+
+def _target_config(
+    config: dict[str, Any], default: Format | None, recorded: Mapping[str, Any], dtype: str | None
+) -> dict[str, Any]:
+    result = {key: value for key, value in with_published_keys(config).items() if key not in _LEFT_OUT_KEYS}
+    if dtype is not None:
+        for section in (result, result.get("text_config")):
+            for key in ("torch_dtype", "dtype"):
+                if isinstance(section, dict) and section.get(key) is not None:
+                    section[key] = dtype
+    if default is not None:
+        quantization = {"group_size": default.group_size, "bits": default.bits, "mode": default.mode, **recorded}
+        result["quantization"] = result["quantization_config"] = quantization
+    return result
+
+
+def _companions(folder: Path) -> dict[str, bytes]:
+    found = {name: read_member(folder, name) for name in COPIED if has_member(folder, name)}
+    return {name: data for name, data in found.items() if data is not None}
