@@ -1,0 +1,124 @@
+"""Causal grouped-query attention over a cache, in f32.
+
+One query reads the cache once, in compiled code. Many queries (a part of a prompt) go through matrix products in
+blocks, so that the scores in memory never exceed a few MiB however long the prompt is.
+
+Position p stands at slot p % capacity of the cache. A store that holds everything is never so full that this wraps; a
+sliding window's store is a ring, and softmax does not care in which order its slots are visited.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from coterie.backends.cpu.jit import njit
+
+_SCORES = 1 << 20
+"""Scores held at a time for one key-value head: 4 MiB of f32."""
+
+
+def attend(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: int | None, scale: float
+) -> np.ndarray:
+    if len(queries) != 1:
+        return _attend_many(queries, keys, values, start, window, scale)
+    out = np.empty_like(queries)
+    first = 0 if window is None else max(0, start + 1 - window)
+    _attend_one(queries[0], keys, values, first, start + 1, np.float32(scale), out[0])
+    return out
+
+
+@functools.partial(njit, fastmath={"reassoc", "contract", "nsz"})
+def _attend_one(queries, keys, values, first, last, scale, out):  # type: ignore[no-untyped-def]
+    """queries [Hq, D] see positions first ... last - 1; out [Hq, D]."""
+    n_heads, dims = queries.shape
+    n_kv_heads, capacity = keys.shape[0], keys.shape[1]
+    group = n_heads // n_kv_heads
+    scores = np.empty((group, last - first), np.float32)
+    for kv_head in range(n_kv_heads):
+        slot = first % capacity
+        for j in range(last - first):
+            for g in range(group):
+                total = np.float32(0)
+                for i in range(dims):
+                    total += queries[kv_head * group + g, i] * keys[kv_head, slot, i]
+                scores[g, j] = total * scale
+            slot = slot + 1 if slot + 1 < capacity else 0
+        for g in range(group):
+            _softmax(scores[g])
+        mixed = out[kv_head * group : (kv_head + 1) * group]
+        mixed[:] = np.float32(0)
+        slot = first % capacity
+        for j in range(last - first):
+            for g in range(group):
+                share = scores[g, j]
+                for i in range(dims):
+                    mixed[g, i] += share * values[kv_head, slot, i]
+            slot = slot + 1 if slot + 1 < capacity else 0
+
+
+@njit
+def _softmax(scores):  # type: ignore[no-untyped-def]
+    highest = scores.max()
+    total = np.float32(0)
+    for j in range(scores.size):
+        scores[j] = np.float32(math.exp(scores[j] - highest))
+        total += scores[j]
+    for j in range(scores.size):
+        scores[j] /= total
+
+
+def _attend_many(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: int | None, scale: float
+) -> np.ndarray:
+    n_tokens, n_heads, dims = queries.shape
+    n_kv_heads = len(keys)
+    group = n_heads // n_kv_heads
+    out = np.empty((n_tokens, n_kv_heads, group, dims), np.float32)
+    grouped = (queries * np.float32(scale)).reshape(n_tokens, n_kv_heads, group, dims)
+    begin = 0
+    while begin < n_tokens:
+        first = _first_seen(start + begin, window)
+        end = min(n_tokens, begin + _block(start + begin - first, group))
+        hidden = _hidden(start + begin, start + end, first, window)
+        for kv_head in range(n_kv_heads):
+            seen_keys = _positions(keys[kv_head], first, start + end)
+            seen_values = _positions(values[kv_head], first, start + end)
+            rows = np.ascontiguousarray(grouped[begin:end, kv_head]).reshape(-1, dims)
+            shares = _masked_softmax((rows @ seen_keys.T).reshape(end - begin, group, -1), hidden)
+            mixed = shares.reshape(len(rows), -1) @ seen_values
+            out[begin:end, kv_head] = mixed.reshape(end - begin, group, dims)
+        begin = end
+    return out.reshape(n_tokens, n_heads, dims)
+
+
+def _first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position + 1 - window)
+
+
+def _block(n_before: int, group: int) -> int:
+    """How many queries b to take, the first of which sees n_before positions: b * group * (n_before + b) scores."""
+    half = n_before / 2
+    return max(1, int(math.sqrt(half * half + _SCORES / group) - half))
+
+
+def _hidden(begin: int, end: int, first: int, window: int | None) -> np.ndarray:
+    """True where the query at position begin + t does not see position first + j: [t, 1, j]."""
+    distance = np.arange(begin, end)[:, None, None] - np.arange(first, end)
+    return (distance < 0) if window is None else (distance < 0) | (distance >= window)
+
+
+def _positions(store: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Rows of positions first ... last - 1 of a [capacity, D] store in order; a view unless the ring wraps there."""
+    capacity = len(store)
+    begin, end = first % capacity, (last - 1) % capacity + 1
+    return store[begin:end] if begin < end else np.concatenate((store[begin:], store[:end]))
+
+
+def _masked_softmax(scores: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    np.copyto(scores, -np.inf, where=hidden)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores

@@ -1,0 +1,131 @@
+"""A decoder as data. A family fills these records from its config; the decoder reads nothing else.
+
+What one layer computes (any norm whose module is None is the identity, any branch that is None is absent):
+
+    h = h + after( output( attention( before(h) ) ) )
+    f = mlp.after( mlp( mlp.before(h) ) )  +  moe.after( experts( moe.before(h), routing ) )
+    h = (h + after_branches(f)) * scalar
+
+Module paths are relative to the layer ("self_attn.q_proj"); a matrix is the tensor "<path>.weight" with its scales and
+biases where it is quantised, a norm is the vector "<path>.weight", and a plain vector is the tensor "<path>" itself.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding (Su et al., RoFormer, 2021) in the half-split layout: dimensions i and i + n pair up.
+
+    frequencies: n angles in radians a position, n <= head_dim / 2; dimensions from 2n on pass through, and so do pairs
+    whose frequency is 0.
+    """
+
+    frequencies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionModules:
+    """Where the weights of an attention block are; None where the family has no such module."""
+
+    before: str = "input_layernorm"
+    query: str = "self_attn.q_proj"
+    key: str = "self_attn.k_proj"
+    value: str | None = "self_attn.v_proj"
+    output: str = "self_attn.o_proj"
+    query_norm: str | None = "self_attn.q_norm"
+    key_norm: str | None = "self_attn.k_norm"
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention. Query q sees key k iff 0 <= q - k, and q - k < window where there is one.
+
+    Query and key norms run over head_dim, before the rotation. A `modules.value` of None takes the key projection, as
+    it is before norm and rotation, for the values as well. normalize_values: values pass an RMS norm without weight.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope: Rope
+    scale: float
+    window: int | None = None
+    normalize_values: bool = False
+    modules: AttentionModules = AttentionModules()
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """A dense gated linear unit: down(activation(gate(x)) * up(x)), `width` hidden units."""
+
+    width: int
+    before: str | None
+    after: str | None = None
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How a token picks its experts; the fields of `route` with the modules that hold the learnt parts.
+
+    `norm` of None: the router reads the experts' input. Otherwise it reads rms_norm(h) * weight * norm_scale, where h
+    is the residual stream itself and the weight is the vector at `norm`.
+    """
+
+    top_k: int
+    module: str
+    renormalize: bool = True
+    norm: str | None = None
+    norm_scale: float = 1.0
+    per_expert_scale: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """Routed experts, each a gated linear unit of `width` hidden units; stacked matrices [n_experts, out, in]."""
+
+    n_experts: int
+    width: int
+    router: Router
+    before: str
+    gate: str
+    up: str
+    down: str
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer: attention, then a dense branch, an experts branch, or the sum of both."""
+
+    attention: Attention
+    mlp: Mlp | None
+    moe: Moe | None
+    after_branches: str | None = None
+    scalar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A whole decoder. `prefix` stands before every path ("language_model.model."), `head` is None for tied embeddings.
+
+    embedding_scale multiplies embedded tokens; logit_cap c turns logits z into c * tanh(z / c).
+    """
+
+    family: str
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    norm_eps: float
+    activation: str
+    context_length: int
+    prefix: str
+    head: str | None
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
+    embedding: str = "embed_tokens"
+    final_norm: str = "norm"

@@ -1,0 +1,77 @@
+"""What the decoder asks of a back end: a handful of verbs on the back end's own arrays.
+
+Activations are f32 [T, ...] arrays of one sequence. A weight is a `Packed` or a plain [N, K] array (f32, f16 or bf16),
+used where it lies: in the mapped file. Besides the verbs the decoder only uses `+`, `*` and `reshape` of the arrays.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from coterie.arrays import Array
+from coterie.formats import Packed
+from coterie.moe import Experts
+from coterie.ops import Routing, RouteSpec
+
+Weight = Packed | Array
+
+
+class Backend(Protocol):
+    """The decoder's verbs; `coterie.backends.cpu.decoder` is the implementation on NumPy arrays."""
+
+    def embed(self, weight: Weight, ids: Sequence[int]) -> Array:
+        """Rows `ids` of a [V, H] matrix as f32 [T, H]; only those rows are dequantised."""
+        ...
+
+    def linear(self, x: Array, weight: Weight) -> Array:
+        """x [T, K] times the transpose of weight [N, K]: f32 [T, N]."""
+        ...
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight along the last axis; a weight of None is all ones."""
+        ...
+
+    def rotary(self, x: Array, cos: Array, sin: Array) -> Array:
+        """Turn the pairs (i, i + n) of x [T, heads, D] by the angles of cos and sin [T, n]; may work in place."""
+        ...
+
+    def attend(self, queries: Array, keys: Array, values: Array, start: int, window: int | None, scale: float) -> Array:
+        """Causal attention of queries [T, Hq, D] at positions start ... start + T - 1: f32 [T, Hq, D].
+
+        keys and values are [Hkv, capacity, D]; position p stands at slot p % capacity, the queries' own included.
+        """
+        ...
+
+    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+        """activation(gate) * up."""
+        ...
+
+    def route(self, logits: Array, spec: RouteSpec) -> Routing:
+        """Experts and weights [T, k] of router logits [T, E]."""
+        ...
+
+    def moe(self, x: Array, routing: Routing, experts: Experts) -> Array:
+        """The routed experts' weighted sum for x [T, H]: f32 [T, H]."""
+        ...
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        """cap * tanh(x / cap); may work in place."""
+        ...
+
+    def to_numpy(self, x: Array) -> Any:
+        """The values as a NumPy array on the host."""
+        ...
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer, in the layout that `Backend.attend` reads."""
+
+    def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
+        """Append [T, Hkv, D] keys and values; returns the whole stores, [Hkv, capacity, D] each."""
+        ...
+
+
+class Cache(Protocol):
+    """The caches of all layers of one sequence."""
+
+    length: int
+    layers: Sequence[LayerCache]

@@ -1,0 +1,79 @@
+"""What the families check, refuse and translate alike."""
+
+from coterie.checkpoint import Fields
+from coterie.checkpoint import rope as read_rope
+from coterie.errors import UnsupportedError
+from coterie.models.architecture import Rope
+from coterie.models.rope import proportional_rope
+
+MAX_LAYERS = 1000
+MAX_EXPERTS = 65_535
+MAX_HEADS = 4096
+MAX_SIZE = 1 << 24
+"""No width, vocabulary or context of a decoder is larger; a file that says so is damaged."""
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""Names in configs -> the activations of `glu`."""
+
+
+def size(fields: Fields, *keys: str, high: int = MAX_SIZE) -> int:
+    """A required positive integer of at most `high`."""
+    return fields.integer(*keys, high=high)
+
+
+def activation_of(fields: Fields, key: str, default: str) -> str:
+    """The activation of the gated linear units, by the name that `glu` knows."""
+    return _ACTIVATIONS[fields.choice(key, options=_ACTIVATIONS, default=default)]
+
+
+def norm_eps_of(fields: Fields) -> float:
+    """The epsilon of every RMS norm."""
+    return fields.number("rms_norm_eps", low=0.0, high=1.0, above=True)
+
+
+def check_heads(fields: Fields, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+    """Query heads share key-value heads evenly, and a head consists of pairs for the rotation."""
+    if n_heads % n_kv_heads:
+        raise fields.error("num_attention_heads", f"a multiple of the {n_kv_heads} key-value heads")
+    if head_dim % 2:
+        raise fields.error("head_dim", f"an even head_dim, not {head_dim}")
+
+
+def check_top_k(fields: Fields, key: str, top_k: int, n_experts: int) -> None:
+    """A token cannot go to more experts than there are."""
+    if top_k > n_experts:
+        raise fields.error(key, f"at most the number of experts, {n_experts}")
+
+
+def rope_of(fields: Fields, head_dim: int, layer_type: str | None = None) -> Rope:
+    """An unscaled rotary embedding; any other kind would change every logit and is an `UnsupportedError`."""
+    read = read_rope(fields, layer_type)
+    factor = read.parameters.number("factor", low=0.0, high=1e6, above=True, default=1.0)
+    proportion = read.partial_rotary_factor
+    known = read.kind == "proportional" or (read.kind == "default" and proportion == 1.0)
+    if not known or factor != 1.0:
+        raise UnsupportedError(
+            f"{read.parameters.where}: found a rotary embedding of kind {read.kind}, factor {factor:g}, "
+            f"partial_rotary_factor {proportion:g}; Coterie runs this family with the kinds default and proportional, "
+            "and without a scaling factor",
+            code="unsupported_rope",
+        )
+    read.parameters.finish()
+    return proportional_rope(read.base, head_dim, proportion)
+
+
+def refuse_if_set(fields: Fields, key: str, what: str) -> None:
+    """`UnsupportedError` if the key has any value but null, false or 0."""
+    if key in fields and fields.values[key] not in (False, 0):
+        raise UnsupportedError(
+            f"{fields.where}: found {key} = {str(fields.values[key])[:60]}; Coterie does not run this family with "
+            f"{what}: take a checkpoint without it",
+            code=f"unsupported_{key}",
+        )

@@ -1,0 +1,142 @@
+"""One decoder for every family: it reads an `Architecture`, holds the weights, and turns token ids into logits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coterie.arrays import Array
+from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe, Rope, Router
+from coterie.models.backend import Backend, Cache, LayerCache
+from coterie.models.rope import rotation_table
+from coterie.models.weights import layer_prefix
+from coterie.moe import Experts
+from coterie.ops import RouteSpec
+
+Tables = Mapping[Rope, tuple[Array, Array]]
+"""cos and sin for the positions of the current pass, by rotary embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RoutedExperts:
+    """An experts branch ready to run: how to route, the router's own norm if it has one, and the experts."""
+
+    spec: RouteSpec
+    router_norm: Array | None
+    experts: Experts
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One layer's fields, and its weights by their paths inside the layer."""
+
+    layer: Layer
+    weights: Mapping[str, Any]
+    routed: _RoutedExperts | None
+
+
+class Decoder:
+    """Token ids in, logits out; what lasts from one pass to the next is in the cache that the caller owns."""
+
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Any], backend: Backend) -> None:
+        """`weights` are those of `read_weights`, by path, as arrays of the back end's kind."""
+        self.architecture = architecture
+        self.backend = backend
+        self._embedding = weights[architecture.prefix + architecture.embedding]
+        self._final_norm = weights[architecture.prefix + architecture.final_norm]
+        self._head = self._embedding if architecture.head is None else weights[architecture.head]
+        self._blocks = [_block(architecture, index, weights) for index in range(len(architecture.layers))]
+        self._frequencies = {
+            rope: np.array(rope.frequencies, np.float32)
+            for rope in {layer.attention.rope for layer in architecture.layers}
+        }
+
+    def hidden(self, ids: Sequence[int], cache: Cache) -> Array:
+        """One pass over `ids`, which join the tokens in `cache`: f32 [T, hidden_size] before the last norm."""
+        tables = {
+            rope: rotation_table(frequencies, cache.length, len(ids)) for rope, frequencies in self._frequencies.items()
+        }
+        h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
+        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
+            h = self._layer(block, h, layer_cache, cache.length, tables)
+        cache.length += len(ids)
+        return h
+
+    def logits(self, hidden: Array) -> np.ndarray:
+        """Logits [T, vocab_size] in f32, on the host, of rows that `hidden` returned."""
+        backend, architecture = self.backend, self.architecture
+        z = backend.linear(backend.rms_norm(hidden, self._final_norm, architecture.norm_eps), self._head)
+        if architecture.logit_cap is not None:
+            z = backend.softcap(z, architecture.logit_cap)
+        return backend.to_numpy(z)  # type: ignore[no-any-return]
+
+    def _layer(self, block: _Block, h: Array, cache: LayerCache, start: int, tables: Tables) -> Array:
+        layer = block.layer
+        h = h + self._attention(layer.attention, block.weights, h, cache, start, tables)
+        branches = []
+        if layer.mlp is not None:
+            branches.append(self._mlp(layer.mlp, block.weights, h))
+        if layer.moe is not None and block.routed is not None:
+            branches.append(self._moe(layer.moe, block.routed, block.weights, h))
+        h = h + self._norm(sum(branches[1:], start=branches[0]), block.weights, layer.after_branches)
+        return h if layer.scalar is None else h * block.weights[layer.scalar]
+
+    def _attention(
+        self, spec: Attention, weights: Mapping[str, Any], h: Array, cache: LayerCache, start: int, tables: Tables
+    ) -> Array:
+        backend, modules = self.backend, spec.modules
+        x = self._norm(h, weights, modules.before)
+        queries = backend.linear(x, weights[modules.query]).reshape(-1, spec.n_heads, spec.head_dim)
+        projected = backend.linear(x, weights[modules.key]).reshape(-1, spec.n_kv_heads, spec.head_dim)
+        values = projected
+        if modules.value is not None:
+            values = backend.linear(x, weights[modules.value]).reshape(-1, spec.n_kv_heads, spec.head_dim)
+        if spec.normalize_values:
+            values = backend.rms_norm(values, None, self.architecture.norm_eps)
+        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *tables[spec.rope])
+        keys = backend.rotary(self._norm(projected, weights, modules.key_norm), *tables[spec.rope])
+        stored_keys, stored_values = cache.extend(keys, values)
+        mixed = backend.attend(queries, stored_keys, stored_values, start, spec.window, spec.scale)
+        mixed = mixed.reshape(-1, spec.n_heads * spec.head_dim)
+        return self._norm(backend.linear(mixed, weights[modules.output]), weights, modules.after)
+
+    def _mlp(self, spec: Mlp, weights: Mapping[str, Any], h: Array) -> Array:
+        backend = self.backend
+        x = self._norm(h, weights, spec.before)
+        gate, up = backend.linear(x, weights[spec.gate]), backend.linear(x, weights[spec.up])
+        activated = backend.glu(gate, up, self.architecture.activation)
+        return self._norm(backend.linear(activated, weights[spec.down]), weights, spec.after)
+
+    def _moe(self, spec: Moe, routed: _RoutedExperts, weights: Mapping[str, Any], h: Array) -> Array:
+        backend = self.backend
+        x = self._norm(h, weights, spec.before)
+        seen = x if routed.router_norm is None else backend.rms_norm(h, routed.router_norm, self.architecture.norm_eps)
+        routing = backend.route(backend.linear(seen, weights[spec.router.module]), routed.spec)
+        return self._norm(backend.moe(x, routing, routed.experts), weights, spec.after)
+
+    def _norm(self, x: Array, weights: Mapping[str, Any], path: str | None) -> Array:
+        return x if path is None else self.backend.rms_norm(x, weights[path], self.architecture.norm_eps)
+
+
+def _block(architecture: Architecture, index: int, weights: Mapping[str, Any]) -> _Block:
+    prefix = layer_prefix(architecture, index)
+    inside = {path.removeprefix(prefix): weight for path, weight in weights.items() if path.startswith(prefix)}
+    layer = architecture.layers[index]
+    routed = None if layer.moe is None else _routed(layer.moe, inside, architecture.activation)
+    return _Block(layer, inside, routed)
+
+
+def _routed(moe: Moe, weights: Mapping[str, Any], activation: str) -> _RoutedExperts:
+    router = moe.router
+    norm = None if router.norm is None else weights[router.norm] * np.float32(router.norm_scale)
+    experts = Experts(weights[moe.gate], weights[moe.up], weights[moe.down], activation)
+    return _RoutedExperts(_route_spec(router, weights), norm, experts)
+
+
+def _route_spec(router: Router, weights: Mapping[str, Any]) -> RouteSpec:
+    return RouteSpec(
+        top_k=router.top_k,
+        renormalize=router.renormalize,
+        per_expert_scale=None if router.per_expert_scale is None else weights[router.per_expert_scale],
+    )

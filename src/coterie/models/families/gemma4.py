@@ -1,0 +1,227 @@
+"""Gemma 4: sliding and full attention in turn, norms on both sides of every branch, experts beside a dense branch.
+
+Two dialects of the config say the same about full layers: the keys `global_head_dim` and `num_global_key_value_heads`,
+or `per_layer_config` with an entry for each such layer. Where readers disagree on a default the key has to be there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.checkpoint import Fields, LayerFormat, NameMap, Rename, Split, per_layer
+from coterie.errors import ConfigError, UnsupportedError
+from coterie.models.architecture import Architecture, Attention, AttentionModules, Layer, Mlp, Moe, Rope, Router
+from coterie.models.common import (
+    MAX_EXPERTS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_SIZE,
+    activation_of,
+    check_heads,
+    check_top_k,
+    norm_eps_of,
+    refuse_if_set,
+    rope_of,
+    size,
+)
+from coterie.models.family import Family
+from coterie.models.rope import default_rope, proportional_rope
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The decoder of a `gemma4` config (its `text_config`; vision and audio are left out) or of a `gemma4_text` one."""
+    nested = config["model_type"] != "gemma4_text"
+    fields = _text_fields(config) if nested else Fields(config)
+    _refuse_unsupported(fields)
+    hidden = size(fields, "hidden_size")
+    tied = fields.boolean("tie_word_embeddings", default=Fields(config).boolean("tie_word_embeddings", default=True))
+    read = Architecture(
+        family=FAMILY.name,
+        hidden_size=hidden,
+        vocab_size=_vocab_size(fields, config),
+        layers=_layers(fields),
+        norm_eps=norm_eps_of(fields),
+        activation=activation_of(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        context_length=size(fields, "max_position_embeddings"),
+        prefix="language_model.model." if nested else "model.",
+        head=None if tied else ("language_model.lm_head" if nested else "lm_head"),
+        embedding_scale=hidden**0.5,
+        logit_cap=_logit_cap(fields),
+    )
+    fields.finish()
+    return read
+
+
+def _text_fields(config: Mapping[str, Any]) -> Fields:
+    text = Fields(config).section("text_config")
+    if text is None:
+        raise Fields(config).error("text_config", "the object that describes the text decoder", code="config_missing")
+    return text
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    for key, what in (
+        ("hidden_size_per_layer_input", "per-layer input embeddings"),
+        ("num_kv_shared_layers", "layers that share keys and values"),
+    ):
+        fields.integer(key, low=0)
+        refuse_if_set(fields, key, what)
+    refuse_if_set(fields, "attention_bias", "biases in the attention")
+    if fields.choice("use_bidirectional_attention", options=("all", "vision"), default=None) == "all":
+        raise UnsupportedError(
+            f'{fields.where}: found use_bidirectional_attention = "all"; Coterie runs causal decoders only',
+            code="unsupported_use_bidirectional_attention",
+        )
+    # These act through per-layer inputs and shared layers alone; layer_types says more than sliding_window_pattern.
+    fields.ignore("vocab_size_per_layer_input", "use_double_wide_mlp", "sliding_window_pattern")
+
+
+def _vocab_size(fields: Fields, config: Mapping[str, Any]) -> int:
+    outer = Fields(config).integer("vocab_size", high=MAX_SIZE, default=None)
+    vocab_size = fields.integer("vocab_size", high=MAX_SIZE, default=outer)
+    if vocab_size is None or outer not in (None, vocab_size):
+        raise fields.error("vocab_size", "the vocabulary's size, the same as at the top level if it is given there")
+    return vocab_size
+
+
+def _logit_cap(fields: Fields) -> float | None:
+    """The cap, or None where the file says null. Readers take 30 or none for an absent key, so it has to be there."""
+    if "final_logit_softcapping" not in fields and "final_logit_softcapping" not in fields.values:
+        raise fields.error("final_logit_softcapping", "a number, or null for none", code="config_missing")
+    return fields.number("final_logit_softcapping", low=0.0, high=1e6, above=True, default=None)
+
+
+def _layers(fields: Fields) -> tuple[Layer, ...]:
+    """All layers; the last one is full whatever `layer_types` says, as the family was defined."""
+    n_layers = size(fields, "num_hidden_layers", high=MAX_LAYERS)
+    kinds = fields.choices("layer_types", options=(_FULL, _SLIDING), length=n_layers)
+    own = per_layer(fields, n_layers)
+    return tuple(_layer(fields, own[index], kind) for index, kind in enumerate((*kinds[:-1], _FULL)))
+
+
+def _layer(fields: Fields, own: Fields, kind: str) -> Layer:
+    has_experts = fields.boolean("enable_moe_block")
+    if not has_experts:
+        fields.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
+    return Layer(
+        attention=_attention(fields, own, kind),
+        mlp=Mlp(
+            width=size(fields, "intermediate_size"),
+            before="pre_feedforward_layernorm",
+            after="post_feedforward_layernorm_1" if has_experts else None,
+        ),
+        moe=_experts(fields) if has_experts else None,
+        after_branches="post_feedforward_layernorm",
+        scalar="layer_scalar",
+    )
+
+
+def _attention(fields: Fields, own: Fields, kind: str) -> Attention:
+    full = kind == _FULL
+    keys_are_values = fields.boolean("attention_k_eq_v") and full
+    n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
+    n_kv_heads, head_dim = _key_value_heads(fields, own, full=full)
+    check_heads(fields, n_heads, n_kv_heads, head_dim)
+    return Attention(
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        rope=_rope(fields, kind, head_dim),
+        scale=1.0,
+        window=None if full else size(fields, "sliding_window"),
+        normalize_values=True,
+        modules=AttentionModules(
+            value=None if keys_are_values else "self_attn.v_proj",
+            after="post_attention_layernorm",
+        ),
+    )
+
+
+def _key_value_heads(fields: Fields, own: Fields, *, full: bool) -> tuple[int, int]:
+    """(key-value heads, head_dim) of a layer, from whichever dialect the config is written in."""
+    fields.ignore("sliding_window")
+    n_kv_heads, head_dim = size(fields, "num_key_value_heads", high=MAX_HEADS), size(fields, "head_dim", high=MAX_HEADS)
+    global_dim = fields.integer("global_head_dim", high=MAX_HEADS, default=None)
+    global_kv_heads = fields.integer("num_global_key_value_heads", high=MAX_HEADS, default=None)
+    listed = "per_layer_config" in fields
+    own_dim = own.integer("head_dim", high=MAX_HEADS, default=head_dim)
+    own_kv_heads = own.integer("num_key_value_heads", high=MAX_HEADS, default=n_kv_heads)
+    own.finish()
+    if not full:
+        return own_kv_heads, own_dim
+    if not listed and global_dim is None:
+        raise fields.error("global_head_dim", "this key, or per_layer_config", code="config_missing")
+    if global_kv_heads is None or not fields.boolean("attention_k_eq_v"):
+        # The family reads num_global_key_value_heads only where keys are values.
+        global_kv_heads = own_kv_heads
+    if listed and (own_dim, own_kv_heads) != (global_dim or own_dim, global_kv_heads):
+        raise ConfigError(
+            f"{own.where}: found head_dim {own_dim} and {own_kv_heads} key-value heads, expected those that "
+            f"global_head_dim and num_global_key_value_heads say, {global_dim} and {global_kv_heads}; keep the true ones",
+            code="config_contradiction",
+        )
+    return global_kv_heads, global_dim or own_dim
+
+
+def _rope(fields: Fields, kind: str, head_dim: int) -> Rope:
+    if "rope_parameters" in fields:
+        return rope_of(fields, head_dim, kind)
+    return proportional_rope(1e6, head_dim, 0.25) if kind == _FULL else default_rope(1e4, head_dim)
+
+
+def _experts(fields: Fields) -> Moe:
+    n_experts = size(fields, "num_experts", high=MAX_EXPERTS)
+    top_k = size(fields, "top_k_experts", high=MAX_EXPERTS)
+    check_top_k(fields, "top_k_experts", top_k, n_experts)
+    return Moe(
+        n_experts=n_experts,
+        width=size(fields, "moe_intermediate_size"),
+        router=Router(
+            top_k=top_k,
+            module="router.proj",
+            norm="router.scale",
+            norm_scale=size(fields, "hidden_size") ** -0.5,
+            per_expert_scale="router.per_expert_scale",
+        ),
+        before="pre_feedforward_layernorm_2",
+        gate="experts.switch_glu.gate_proj",
+        up="experts.switch_glu.up_proj",
+        down="experts.switch_glu.down_proj",
+        after="post_feedforward_layernorm_2",
+    )
+
+
+_LEFT_OUT = (
+    r"(model\.)?(vision_tower|multi_modal_projector|audio_tower|embed_audio|embed_vision|vision_embedder)\..*",
+    r".*\.rotary_emb\..*",
+    r".*\.(input_max|input_min|output_max|output_min)",
+)
+
+
+def name_map(config: Mapping[str, Any]) -> NameMap:
+    """Published names to MLX's: the text decoder below `language_model.model`, experts' gate and up rows apart."""
+    expert_renames = (Rename(r"(model\..*\.experts)\.down_proj", r"\1.switch_glu.down_proj.weight"),)
+    if config["model_type"] != "gemma4_text":
+        expert_renames = (
+            Rename(
+                r"model\.language_model\.(.*\.experts)\.down_proj",
+                r"language_model.model.\1.switch_glu.down_proj.weight",
+            ),
+            Rename(r"model\.language_model\.(.*)", r"language_model.model.\1"),
+            Rename(r"lm_head\.(.*)", r"language_model.lm_head.\1"),
+        )
+    return NameMap(
+        drops=_LEFT_OUT,
+        renames=expert_renames,
+        splits=(
+            Split(
+                r"(.*\.experts)\.gate_up_proj",
+                (r"\1.switch_glu.gate_proj.weight", r"\1.switch_glu.up_proj.weight"),
+            ),
+        ),
+        overrides=(LayerFormat(r".*\.router\.proj", bits=8, group_size=64),),
+    )
+
+
+FAMILY = Family("gemma4", ("gemma4", "gemma4_text"), architecture, name_map)

@@ -1,0 +1,161 @@
+"""From an architecture and a checkpoint to weights: every one found with its shape, every tensor accounted for."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from coterie.errors import CheckpointError
+from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe
+
+Kind = Literal["matrix", "embedding", "experts", "norm", "vector"]
+"""matrix, embedding, experts and norm: tensor "<path>.weight"; vector: tensor "<path>"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One weight that the architecture needs. `path` is the module's path; layer None stands outside of the layers."""
+
+    path: str
+    shape: tuple[int, ...]
+    kind: Kind
+    layer: int | None = None
+
+    @property
+    def tensor(self) -> str:
+        """The name of the stored tensor."""
+        return self.path if self.kind == "vector" else f"{self.path}.weight"
+
+
+class Tensors(Protocol):
+    """What is asked of a checkpoint."""
+
+    tensors: Mapping[str, np.ndarray]
+
+    def packed(self, path: str, in_dims: int) -> Any:
+        """The matrix at a module path: `Packed`, or a plain array where it is not quantised."""
+        ...
+
+
+def slots(architecture: Architecture) -> Iterator[Slot]:
+    """Every weight of the architecture, in the order in which a forward pass meets them."""
+    prefix, hidden = architecture.prefix, architecture.hidden_size
+    yield Slot(prefix + architecture.embedding, (architecture.vocab_size, hidden), "embedding")
+    for index, layer in enumerate(architecture.layers):
+        for path, shape, kind in _layer_slots(layer, hidden):
+            yield Slot(layer_prefix(architecture, index) + path, shape, kind, index)
+    yield Slot(prefix + architecture.final_norm, (hidden,), "norm")
+    if architecture.head is not None:
+        yield Slot(architecture.head, (architecture.vocab_size, hidden), "matrix")
+
+
+def layer_prefix(architecture: Architecture, index: int) -> str:
+    """What stands before the module paths of layer `index`."""
+    return f"{architecture.prefix}layers.{index}."
+
+
+_Entry = tuple[str, tuple[int, ...], Kind]
+
+
+def _layer_slots(layer: Layer, hidden: int) -> Iterator[_Entry]:
+    yield from _attention_slots(layer.attention, hidden)
+    if layer.mlp is not None:
+        yield from _mlp_slots(layer.mlp, hidden)
+    if layer.moe is not None:
+        yield from _moe_slots(layer.moe, hidden)
+    yield from _norms(hidden, layer.after_branches)
+    if layer.scalar is not None:
+        yield layer.scalar, (1,), "vector"
+
+
+def _attention_slots(attention: Attention, hidden: int) -> Iterator[_Entry]:
+    modules = attention.modules
+    queries, keys = attention.n_heads * attention.head_dim, attention.n_kv_heads * attention.head_dim
+    yield from _norms(hidden, modules.before)
+    yield modules.query, (queries, hidden), "matrix"
+    yield modules.key, (keys, hidden), "matrix"
+    if modules.value is not None:
+        yield modules.value, (keys, hidden), "matrix"
+    yield modules.output, (hidden, queries), "matrix"
+    yield from _norms(attention.head_dim, modules.query_norm, modules.key_norm)
+    yield from _norms(hidden, modules.after)
+
+
+def _mlp_slots(mlp: Mlp, hidden: int) -> Iterator[_Entry]:
+    yield from _norms(hidden, mlp.before, mlp.after)
+    yield mlp.gate, (mlp.width, hidden), "matrix"
+    yield mlp.up, (mlp.width, hidden), "matrix"
+    yield mlp.down, (hidden, mlp.width), "matrix"
+
+
+def _moe_slots(moe: Moe, hidden: int) -> Iterator[_Entry]:
+    router = moe.router
+    yield router.module, (moe.n_experts, hidden), "matrix"
+    if router.norm is not None:
+        yield router.norm, (hidden,), "vector"
+    if router.per_expert_scale is not None:
+        yield router.per_expert_scale, (moe.n_experts,), "vector"
+    yield from _norms(hidden, moe.before, moe.after)
+    yield moe.gate, (moe.n_experts, moe.width, hidden), "experts"
+    yield moe.up, (moe.n_experts, moe.width, hidden), "experts"
+    yield moe.down, (moe.n_experts, hidden, moe.width), "experts"
+
+
+def _norms(size: int, *paths: str | None) -> Iterator[_Entry]:
+    return ((path, (size,), "norm") for path in paths if path is not None)
+
+
+def read_weights(architecture: Architecture, checkpoint: Tensors, droppable: Iterable[str] = ()) -> dict[str, Any]:
+    """The weight of every slot by its path: matrices as the checkpoint holds them, norms and vectors as f32 arrays.
+
+    `droppable` are patterns of whole names of tensors that are no part of the decoder (a vision tower).
+    `CheckpointError` for a weight that is missing or has another shape, and for a tensor that nothing uses: the model
+    would not be the one that was trained.
+    """
+    weights: dict[str, Any] = {}
+    used: set[str] = set()
+    for slot in slots(architecture):
+        _check_present(slot, checkpoint)
+        weights[slot.path] = _read(slot, checkpoint)
+        used.update((slot.tensor, f"{slot.path}.scales", f"{slot.path}.biases"))
+    unused = sorted(name for name in set(checkpoint.tensors) - used if not _matches_any(name, droppable))
+    if unused:
+        raise CheckpointError(
+            f"the checkpoint has {len(unused)} tensors that {architecture.family} does not use, such as "
+            f"{', '.join(unused[:3])}; its config.json and its weights do not belong together",
+            code="unused_tensors",
+        )
+    return weights
+
+
+def _matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _read(slot: Slot, checkpoint: Tensors) -> Any:
+    if slot.kind in ("norm", "vector"):
+        _check_shape(slot, checkpoint.tensors[slot.tensor].shape)
+        return np.ascontiguousarray(checkpoint.tensors[slot.tensor], dtype=np.float32)
+    weight = checkpoint.packed(slot.path, slot.shape[-1])
+    _check_shape(slot, weight.shape)
+    return weight
+
+
+def _check_present(slot: Slot, checkpoint: Tensors) -> None:
+    if slot.tensor not in checkpoint.tensors:
+        raise CheckpointError(
+            f"the tensor {slot.tensor} is missing, expected shape {list(slot.shape)}; the checkpoint is incomplete, or "
+            "it is not in MLX's layout: `coterie convert` makes that from the original",
+            code="missing_tensor",
+        )
+
+
+def _check_shape(slot: Slot, found: tuple[int, ...]) -> None:
+    if tuple(found) != slot.shape:
+        raise CheckpointError(
+            f"the tensor {slot.tensor} has shape {list(found)}, config.json implies {list(slot.shape)}; "
+            "config.json and the weights do not belong together",
+            code="tensor_shape",
+        )
