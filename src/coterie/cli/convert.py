@@ -1,8 +1,9 @@
-"""`coterie convert`: a checkpoint in, a quantised checkpoint in MLX's format out."""
+"""`coterie convert`: an unquantised checkpoint in, a quantised one in MLX's format out."""
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,13 @@ from coterie.cli.options import AsJson, Debug
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
-    from coterie.checkpoint.names import LayerFormat
+    from coterie.checkpoint import ConversionReport, LayerFormat, NameMap
+
+UNQUANTISED = "none"
+"""In place of a mode or of a number of bits: leave the weights as they are."""
+
+_OVERRIDE = re.compile(r"(.+)=(?:(none)|(?=.)([0-9]{0,3})(?::([0-9]{0,4})(?::(\w*))?)?)", re.DOTALL)
+"""The pattern is a regular expression and may itself hold "=", so the last one divides."""
 
 
 def convert(
@@ -27,12 +34,14 @@ def convert(
     group_size: Annotated[
         int | None, typer.Option(help="Codes a scale; the mode's own by default.", show_default=False)
     ] = None,
-    mode: Annotated[str, typer.Option(help="affine, mxfp4, mxfp8 or nvfp4.")] = "affine",
+    mode: Annotated[
+        str, typer.Option(help="affine, mxfp4, mxfp8, nvfp4; none changes names and dtype only.")
+    ] = "affine",
     override: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN=BITS[:GROUP[:MODE]]",
-            help="Another format for the layers whose path matches; may be given again, the first match wins.",
+            help="Another format, or none, for layers whose path matches; may be given again, the first match wins.",
             show_default=False,
         ),
     ] = None,
@@ -48,42 +57,56 @@ def convert(
     The target appears whole or not at all: an interrupted conversion leaves what was there before.
     """
     with guarded(as_json=as_json, debug=debug):
-        rules = tuple(layer_format(text) for text in override or ())
+        rules = [layer_format(text) for text in override or ()]
+        quantized = mode != UNQUANTISED
+        if not quantized and (bits is not None or group_size is not None or rules):
+            raise RequestError("--mode none quantises nothing; it takes no --bits, --group-size or --override")
+        from coterie.checkpoint import convert as convert_checkpoint
+
         started = time.perf_counter()
         with progress_bar(f"Converting {visible(source)}") as progress:
-            written = run(
+            report = convert_checkpoint(
                 source,
                 target,
+                names_of,
+                quantized=quantized,
                 bits=bits,
                 group_size=group_size,
-                mode=mode,
+                mode=mode if quantized else "affine",
                 overrides=rules,
                 dtype=dtype,
                 force=force,
                 progress=progress,
             )
-        report(written, target, time.perf_counter() - started, as_json=as_json)
+        show(report, target, time.perf_counter() - started, as_json=as_json)
+
+
+def names_of(config: "Mapping[str, Any]") -> "NameMap":
+    """The weight-name map of the family that a config asks for."""
+    from coterie.models.families import family_of
+
+    return family_of(config).name_map(config)
 
 
 def layer_format(text: str) -> "LayerFormat":
-    """`pattern=bits[:group[:mode]]` as a rule; an empty field takes the mode's own value."""
-    from coterie.checkpoint.names import LayerFormat
+    """`pattern=bits[:group[:mode]]` or `pattern=none` as a rule; an empty field is the mode's own value."""
+    from coterie.checkpoint import LayerFormat
 
-    # The pattern is a regular expression and may itself hold "=", so the last one divides.
-    pattern, _, fields = text.rpartition("=")
-    parts = fields.split(":")
-    bits, group_size, mode = [*parts, "", ""][:3]
-    if not pattern or len(parts) > 3 or not all(field == "" or field.isdecimal() for field in (bits, group_size)):
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
         raise RequestError(
-            f"--override {text!r} is not PATTERN=BITS[:GROUP[:MODE]]; write for example '.*down_proj=6:64'",
+            f"--override {text!r} is not PATTERN=BITS[:GROUP[:MODE]] or PATTERN=none; for example '.*down_proj=6:64'",
             code="override",
         )
+    pattern, unquantised, bits, group_size, mode = match.groups()
     try:
         re.compile(pattern)
     except re.error as error:
         raise RequestError(
             f"--override {text!r}: {pattern!r} is not a regular expression: {error}", code="override"
         ) from None
+    if unquantised:
+        return LayerFormat(pattern, quantized=False)
     return LayerFormat(pattern, int(bits) if bits else None, int(group_size) if group_size else None, mode or None)
 
 
@@ -93,7 +116,8 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bar:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def advance(done: int, total: int, name: str) -> None:
@@ -103,16 +127,32 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield advance
 
 
-def run(source: str, target: str, **options: Any) -> Any:
-    """The conversion itself."""
-    from coterie.checkpoint import convert as convert_checkpoint
-
-    return convert_checkpoint(source, target, **options)
-
-
-def report(written: Any, target: str, seconds: float, *, as_json: bool) -> None:
-    """Say what was written, and where."""
+def show(report: "ConversionReport", target: str, seconds: float, *, as_json: bool) -> None:
+    """Say what was written, and which layers stayed as they were, for which reason."""
     if as_json:
-        print_json({"target": target, "seconds": seconds})
+        print_json(
+            {
+                "target": target,
+                "seconds": seconds,
+                "n_tensors": report.n_tensors,
+                "n_quantized": report.n_quantized,
+                "n_weights": report.n_weights,
+                "nbytes": report.nbytes,
+                "bits_per_weight": report.bits_per_weight,
+                "kept": dict(report.kept),
+                "dropped": list(report.dropped),
+            }
+        )
         return
-    stderr().print(Text(f"{visible(target)} written in {seconds:.1f} s ({written})"), soft_wrap=True)
+    console = stderr()
+    summary = (
+        f"{visible(target)}: {report.n_tensors} tensors, {report.n_quantized} matrices quantised, "
+        f"{report.nbytes / 1e6:,.1f} MB, {report.bits_per_weight:.2f} bits a weight, {seconds:.1f} s"
+    )
+    console.print(Text(summary), soft_wrap=True)
+    for reason, n_layers in Counter(report.kept.values()).items():
+        console.print(Text(f"not quantised: {n_layers} matrices, {visible(reason)}", style="dim"), soft_wrap=True)
+    if report.dropped:
+        console.print(
+            Text(f"left out: {len(report.dropped)} tensors that have no use here", style="dim"), soft_wrap=True
+        )

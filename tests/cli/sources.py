@@ -1,0 +1,45 @@
+"""A small unquantised checkpoint to run commands on, made of nothing but the architecture's own list of weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.checkpoint import write_safetensors
+from coterie.models.families import family_of
+from coterie.models.weights import slots
+
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [1],
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+
+def write_source(folder: Path) -> Path:
+    """Write config.json and random weights of `CONFIG` under MLX's names; returns the folder."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    tensors = {
+        slot.tensor: rng.standard_normal(slot.shape, np.float32) * np.float32(slot.shape[-1] ** -0.5)
+        for slot in slots(family_of(CONFIG).architecture(CONFIG))
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
