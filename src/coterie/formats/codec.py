@@ -11,6 +11,7 @@ from coterie.errors import ArgumentError, NumericError
 from coterie.formats import affine, microscaling, packing
 from coterie.formats.spec import Format
 
+_DTYPE_NAMES = frozenset(dtype.name for dtype in FLOAT_DTYPES)
 _BLOCK = 1 << 17
 """Weights handled at a time: 512 KiB of f32."""
 
@@ -21,7 +22,7 @@ def quantize(w: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.ndarray, np.nda
     Affine scales and biases have the dtype of w. K must be a multiple of the group size. NaN, infinity and what
     overflows the dtype of the scales are a `NumericError`.
     """
-    _check_matrix(w, fmt)
+    check_matrix(w.shape, w.dtype.name, fmt)
     n_groups = fmt.n_groups(w.shape[-1])
     n_rows = w.size // w.shape[-1] if w.size else 0
     codes = np.empty((n_rows, fmt.words(w.shape[-1])), np.uint32)
@@ -85,14 +86,15 @@ def dequantize_f64(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray | N
     return values.reshape(*scales.shape[:-1], scales.shape[-1] * fmt.group_size)
 
 
-def _check_matrix(w: np.ndarray, fmt: Format) -> None:
-    if w.dtype not in FLOAT_DTYPES:
-        raise ArgumentError(f"w is {w.dtype}, expected float32, float16 or bfloat16", code="quantize_dtype")
-    if w.ndim < 2:
-        raise ArgumentError(f"w has shape {list(w.shape)}, expected two axes or more", code="quantize_shape")
-    if w.shape[-1] == 0 or w.shape[-1] % fmt.group_size:
+def check_matrix(shape: tuple[int, ...], dtype: str, fmt: Format) -> None:
+    """Refuse a matrix that cannot be quantised to `fmt`: its dtype by plain name, its axes, its row length."""
+    if dtype not in _DTYPE_NAMES:
+        raise ArgumentError(f"w is {dtype}, expected float32, float16 or bfloat16", code="quantize_dtype")
+    if len(shape) < 2:
+        raise ArgumentError(f"w has shape {list(shape)}, expected two axes or more", code="quantize_shape")
+    if shape[-1] == 0 or shape[-1] % fmt.group_size:
         raise ArgumentError(
-            f"rows of w have {w.shape[-1]} values, expected a positive multiple of {fmt.group_size}, the group size",
+            f"rows of w have {shape[-1]} values, expected a positive multiple of {fmt.group_size}, the group size",
             code="quantize_shape",
         )
 

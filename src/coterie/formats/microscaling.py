@@ -38,7 +38,7 @@ def code_values(fmt: Format) -> np.ndarray:
 def scale_values(scales: np.ndarray, fmt: Format) -> np.ndarray:
     """uint8 scales to f32. E8M0 runs from 2**-127 (0) to 2**127 (254); 255 is infinity, as MLX decodes it."""
     if fmt.mode == "nvfp4":
-        return E4M3[scales]
+        return np.take(E4M3, scales)
     with np.errstate(over="ignore"):
         steps: np.ndarray = np.ldexp(np.float32(1), scales.astype(np.int32) - _E8M0_BIAS)
     return steps
