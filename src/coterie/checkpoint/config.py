@@ -92,7 +92,7 @@ def rope(fields: Fields, layer_type: str | None = None, *, default_base: float |
     source = section if section is not None else old if old is not None else Fields({}, fields.where)
     kind = source.choice("rope_type", "type", options=_ROPE_KINDS, default="default")
     holder = source if source.values.get("rope_theta") is not None else fields
-    _agree_on_base(fields, source, layer_type)
+    _agree(fields, source, old if section is not None else None, layer_type)
     base = holder.number("rope_theta", low=1.0, high=1e12, above=True, default=default_base)
     fields.ignore("rope_theta")
     if base is None:
@@ -104,11 +104,18 @@ def rope(fields: Fields, layer_type: str | None = None, *, default_base: float |
 _ROPE_KINDS = ("default", "proportional", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def _agree_on_base(fields: Fields, source: Fields, layer_type: str | None) -> None:
+def _agree(fields: Fields, source: Fields, old: Fields | None, layer_type: str | None) -> None:
     """Where both dialects stand in one file they must say the same; per kind of layer there is no old spelling."""
     outer, inner = fields.values.get("rope_theta"), source.values.get("rope_theta")
     if layer_type is None and outer is not None and inner is not None and outer != inner:
         raise fields.error("rope_theta", f"the same as in rope_parameters ({show(inner)})")
+    if old is not None and _without_base(old) != (_without_base(source) if layer_type is None else {}):
+        raise fields.error("rope_scaling", "the same as in rope_parameters, or null")
+
+
+def _without_base(rope: Fields) -> dict[str, Any]:
+    values = {"rope_type" if key == "type" else key: value for key, value in rope.values.items() if key != "rope_theta"}
+    return {key: value for key, value in values.items() if (key, value) != ("rope_type", "default")}
 
 
 def per_layer(fields: Fields, n_layers: int) -> list[Fields]:

@@ -4,6 +4,7 @@ Rules for a member: its name is a plain file name; it is a regular file; a symbo
 or, in the hub's cache (`snapshots/<revision>/name -> ../../blobs/<hash>`), at a blob of the same repository.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def member(folder: Path, name: str) -> Path:
     """The path of the file `name` of a checkpoint; `CheckpointError` if the name or where it leads is not allowed."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name or not name.isprintable():
         raise CheckpointError(
-            f"{folder}: found the file name {show(name)}, expected a plain file name inside the folder; "
+            f"{folder}: found the file name {show(name, 300)}, expected a plain file name inside the folder; "
             "no checkpoint needs more, do not trust this one",
             code="path_escapes",
         )
@@ -29,7 +30,7 @@ def member(folder: Path, name: str) -> Path:
     with reading(path):
         if not path.is_symlink():
             return path
-        home, target = folder.resolve(), path.resolve(strict=True)
+        home, target = folder.resolve(), Path(os.path.realpath(path, strict=True))
     blobs = home.parent.parent / "blobs"
     if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
         return path

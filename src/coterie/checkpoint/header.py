@@ -27,7 +27,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 MAX_HEADER = 100_000_000
-MAX_TENSORS = 262_144
+MAX_TENSORS = 100_000
+"""In one file; a model of a thousand experts in sixty layers has more, in many files."""
 MAX_RANK = 32
 MAX_NAME = 1024
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
