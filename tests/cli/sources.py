@@ -41,5 +41,8 @@ def write_source(folder: Path) -> Path:
         slot.tensor: rng.standard_normal(slot.shape, np.float32) * np.float32(slot.shape[-1] ** -0.5)
         for slot in slots(family_of(CONFIG).architecture(CONFIG))
     }
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(
+        16, np.float32
+    )  # old files have it; nothing uses it
     write_safetensors(folder / "model.safetensors", tensors)
     return folder

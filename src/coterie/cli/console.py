@@ -7,6 +7,7 @@ import unicodedata
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 KEPT_IN_TEXT = "\n\t"
 """Control characters that generated text may hold on a terminal."""
@@ -36,6 +37,13 @@ def visible(text: str, *, keep: str = "") -> str:
 def _steers(character: str) -> bool:
     # ZERO WIDTH JOINER and NON-JOINER are format characters too, but emoji and several scripts need them.
     return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character not in "\u200c\u200d"
+
+
+def say(text: str | Text, style: str = "") -> None:
+    """A line on standard error: wrapped between words on a terminal, one line where nobody looks."""
+    console = stderr()
+    line = Text(text, style=style) if isinstance(text, str) else text
+    console.print(line, soft_wrap=not console.is_terminal)
 
 
 def print_json(value: Any) -> None:

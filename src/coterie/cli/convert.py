@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
-from coterie.cli.console import print_json, stderr, visible
+from coterie.cli.console import print_json, say, stderr, visible
 from coterie.cli.failures import guarded
 from coterie.cli.options import AsJson, Debug
 from coterie.errors import RequestError
@@ -144,15 +143,12 @@ def show(report: "ConversionReport", target: str, seconds: float, *, as_json: bo
             }
         )
         return
-    console = stderr()
     summary = (
         f"{visible(target)}: {report.n_tensors} tensors, {report.n_quantized} matrices quantised, "
         f"{report.nbytes / 1e6:,.1f} MB, {report.bits_per_weight:.2f} bits a weight, {seconds:.1f} s"
     )
-    console.print(Text(summary), soft_wrap=True)
+    say(summary)
     for reason, n_layers in Counter(report.kept.values()).items():
-        console.print(Text(f"not quantised: {n_layers} matrices, {visible(reason)}", style="dim"), soft_wrap=True)
+        say(f"not quantised: {n_layers} matrices, {visible(reason)}", style="dim")
     if report.dropped:
-        console.print(
-            Text(f"left out: {len(report.dropped)} tensors that have no use here", style="dim"), soft_wrap=True
-        )
+        say(f"left out: {len(report.dropped)} tensors that have no use here", style="dim")

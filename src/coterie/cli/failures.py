@@ -15,7 +15,7 @@ from enum import IntEnum
 import typer
 from rich.text import Text
 
-from coterie.cli.console import print_json, silence_stdout, stderr, visible
+from coterie.cli.console import print_json, say, silence_stdout, visible
 from coterie.errors import (
     ArgumentError,
     BackendUnavailableError,
@@ -86,9 +86,7 @@ def report(error: Exception, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": {"code": code, "message": message}})
         return
-    console = stderr()
-    line = Text.assemble(("error", "bold red"), (f" [{code}] ", "red"), message)
-    console.print(line, soft_wrap=not console.is_terminal)
+    say(Text.assemble(("error", "bold red"), (f" [{code}] ", "red"), message))
 
 
 def described(error: Exception) -> tuple[str, str]:

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from coterie.cli.console import print_json, stderr, visible, write_text
+from coterie.cli.console import print_json, say, stderr, visible, write_text
 from coterie.cli.failures import Exit, guarded
 from coterie.cli.options import AsJson, Debug, Device
 from coterie.errors import RequestError
@@ -70,7 +71,9 @@ def load(model: str | None, device: str) -> Any:
     """The model, with a spinner on standard error while it loads."""
     import coterie
 
-    with stderr().status(f"Loading {visible(model) if model else 'the bundled model'}"):
+    # A download draws its own progress, which a spinner would tear.
+    is_local = model is None or Path(model).exists()
+    with stderr().status(f"Loading {visible(model or 'the bundled model')}") if is_local else nullcontext():
         return coterie.load(model, device=device)
 
 
@@ -131,6 +134,6 @@ def finish(generation: Any, *, load_seconds: float, interrupted: bool, as_json: 
             }
         )
     else:
-        stderr().print(Text(statistics(generation, reason), style="dim"), soft_wrap=True)
+        say(statistics(generation, reason), style="dim")
     if interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
