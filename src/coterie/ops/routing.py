@@ -167,10 +167,9 @@ def route_reference(logits: Array, spec: RouteSpec) -> tuple[np.ndarray, np.ndar
         scores /= scores.sum(-1, keepdims=True)
     else:
         scores = 1 / (1 + np.exp(np.minimum(-z, 700.0)))
-    choice = z if spec.scoring == "softmax" and spec.selection_bias is None else scores
-    if spec.selection_bias is not None:
-        choice = scores + as_numpy(spec.selection_bias).astype(np.float64)
-    choice = _masked_to_best_groups(choice, spec)
+    biased = scores if spec.selection_bias is None else scores + as_numpy(spec.selection_bias).astype(np.float64)
+    choice = z if spec.scoring == "softmax" and spec.selection_bias is None else biased
+    choice = _masked_to_best_groups(choice, biased, spec)
     ids = np.argsort(-choice, axis=-1, kind="stable")[..., : spec.top_k]
     weights = np.take_along_axis(scores, ids, -1)
     if spec.renormalize:
@@ -194,13 +193,19 @@ def gather_topk_weights_reference(
     return ids.astype(np.uint32), weights
 
 
-def _masked_to_best_groups(choice: np.ndarray, spec: RouteSpec) -> np.ndarray:
-    """Minus infinity outside of the best groups; equal groups by the lowest id."""
+def _masked_to_best_groups(choice: np.ndarray, biased: np.ndarray, spec: RouteSpec) -> np.ndarray:
+    """Minus infinity outside of the best groups; equal groups by the lowest id.
+
+    Groups compete by the best of what the choice is made by, or by the sum of their two best biased scores.
+    """
     if spec.n_groups == 1:
         return choice
-    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, -1)
-    best = np.sort(grouped, -1)
-    group_scores = best[..., -1] if spec.group_score == "max" else best[..., -2:].sum(-1)
+    shape = (*choice.shape[:-1], spec.n_groups, -1)
+    grouped = choice.reshape(shape)
+    if spec.group_score == "max":
+        group_scores = grouped.max(-1)
+    else:
+        group_scores = np.sort(biased.reshape(shape), -1)[..., -2:].sum(-1)
     kept = np.argsort(-group_scores, axis=-1, kind="stable")[..., : spec.top_groups]
     stays = np.zeros(group_scores.shape, bool)
     np.put_along_axis(stays, kept, True, -1)
