@@ -117,8 +117,9 @@ def read_weights(architecture: Architecture, checkpoint: Tensors, droppable: Ite
     weights: dict[str, Any] = {}
     used: set[str] = set()
     for slot in slots(architecture):
-        _check_present(slot, checkpoint)
-        weights[slot.path] = _read(slot, checkpoint)
+        value = stored(slot, checkpoint)
+        is_plain = slot.kind in ("norm", "vector")
+        weights[slot.path] = np.ascontiguousarray(value, dtype=np.float32) if is_plain else value
         used.update((slot.tensor, f"{slot.path}.scales", f"{slot.path}.biases"))
     unused = sorted(name for name in set(checkpoint.tensors) - used if not _matches_any(name, droppable))
     if unused:
@@ -134,13 +135,15 @@ def _matches_any(name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _read(slot: Slot, checkpoint: Tensors) -> Any:
+def stored(slot: Slot, checkpoint: Tensors) -> Any:
+    """The weight as the checkpoint holds it, not read yet; `CheckpointError` if it is missing or of another shape."""
+    _check_present(slot, checkpoint)
     if slot.kind in ("norm", "vector"):
-        _check_shape(slot, checkpoint.tensors[slot.tensor].shape)
-        return np.ascontiguousarray(checkpoint.tensors[slot.tensor], dtype=np.float32)
-    weight = checkpoint.packed(slot.path, slot.shape[-1])
-    _check_shape(slot, weight.shape)
-    return weight
+        value = checkpoint.tensors[slot.tensor]
+    else:
+        value = checkpoint.packed(slot.path, slot.shape[-1])
+    _check_shape(slot, value.shape)
+    return value
 
 
 def _check_present(slot: Slot, checkpoint: Tensors) -> None:

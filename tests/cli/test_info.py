@@ -1,0 +1,63 @@
+"""`coterie info`: the figures as JSON, and a table that fits a terminal."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.sources import write_source
+from coterie.cli.app import app
+from coterie.cli.info import count, layers_text, ranges, size
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("info")
+    source = write_source(folder / "source")
+    arguments = ["convert", str(source), str(folder / "target"), "--override", r".*layers\.2\.mlp.*=8"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    return folder / "target"
+
+
+def info(*arguments: str | Path, columns: int = 80) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, ["info", *map(str, arguments)])
+
+
+def test_the_figures_as_json(target: Path) -> None:
+    record = json.loads(info(target, "--json").stdout)
+    assert record["family"] == "qwen3_moe"
+    assert record["experts"] == [{"n_experts": 8, "top_k": 2, "width": 64, "n_layers": 2}]
+    assert record["nbytes"] == sum(weight["nbytes"] for weight in record["weights"])
+    formats = {weight["path"]: weight["format"] for weight in record["weights"]}
+    assert formats["model.layers.0.mlp.switch_mlp.up_proj"] == "affine 4 bits, group 64"
+    assert formats["model.layers.2.mlp.switch_mlp.up_proj"] == "affine 8 bits, group 64"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_fits_and_joins_layers_that_agree(target: Path, columns: int) -> None:
+    lines = info(target, columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    table = [line.split() for line in lines]
+    assert [line[:6] for line in table if line and line[0] == "self_attn.q_proj"] == [
+        ["self_attn.q_proj", "0-2", "128×128", "4", "bits", "/"]
+    ]
+    assert [line[1:5] for line in table if line and line[0] == "mlp.switch_mlp.up_proj"] == [
+        ["0", "8×64×128", "4", "bits"],
+        ["2", "8×64×128", "8", "bits"],
+    ]
+    assert "8 a layer, 2 for a token, 64 hidden units, in 2 layers" in "\n".join(lines)
+
+
+def test_what_is_not_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    assert info(tmp_path).exit_code == 3
+    assert info("no/such/folder").exit_code == 5
+    assert json.loads(info(tmp_path, "--json").stdout)["error"]["code"] != "internal"
+
+
+def test_numbers_are_shortened() -> None:
+    assert [count(n) for n in (999, 1_000, 26_100_000, 30_500_000_000)] == ["999", "1.0 K", "26.1 M", "30.5 B"]
+    assert [size(n) for n in (512, 8_100_000, 15_600_000_000)] == ["512 B", "8.1 MB", "15.6 GB"]
+    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"
+    assert ranges([]) == ""
+    assert layers_text([512, 512, None]) == "3: 2 with a window of 512 tokens, 1 with full attention"
