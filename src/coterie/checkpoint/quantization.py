@@ -19,6 +19,7 @@ from coterie.errors import ArgumentError, CheckpointError, ConfigError, Unsuppor
 from coterie.formats import Format
 
 _FORMAT_KEYS = ("group_size", "bits", "mode")
+_FLAG_KEYS = ("global_scale", "quantize_input")
 _BYTE_SCALE_MODES = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
 
 
@@ -64,10 +65,11 @@ def rules(config: Mapping[str, Any], where: str = "config.json") -> Quantization
     if declared is None:
         return QuantizationRules(None, {})
     where = f'{where}: "quantization"'
-    default = _format({key: declared[key] for key in _FORMAT_KEYS if key in declared}, where)
+    settings = (*_FORMAT_KEYS, *_FLAG_KEYS)
+    default = _format({key: declared[key] for key in settings if key in declared}, where)
     entries: dict[str, Format | None] = {}
     for path, entry in declared.items():
-        if path in _FORMAT_KEYS:
+        if path in settings:
             continue
         if entry is True or entry is False:
             entries[path] = default if entry else None
@@ -130,7 +132,7 @@ def _refuse_method(method: Any, where: str) -> None:
 def _format(entry: Mapping[str, Any], where: str) -> Format:
     """A complete format from one object; what is missing or null is the mode's default."""
     for key, value in entry.items():
-        if key in ("global_scale", "quantize_input"):
+        if key in _FLAG_KEYS:
             if value not in (False, None):
                 raise UnsupportedError(
                     f"{where}: {key} is {show(value)}; Coterie has no kernel for it yet: use a checkpoint without it",

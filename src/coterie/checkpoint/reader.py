@@ -15,14 +15,14 @@ import numpy as np
 
 from coterie.arrays import FLOAT_DTYPES
 from coterie.checkpoint import files, folder
-from coterie.checkpoint.config import read_config
+from coterie.checkpoint.config import CONFIG, read_config
 from coterie.checkpoint.files import show
 from coterie.checkpoint.header import TensorInfo
 from coterie.checkpoint.hub import local_folder
 from coterie.checkpoint.quantization import QuantizationRules, rules
 from coterie.checkpoint.safetensors import SafetensorsFile
 from coterie.checkpoint.scan import scan_file
-from coterie.errors import ArgumentError, CheckpointError, UnsupportedError
+from coterie.errors import ArgumentError, CheckpointError, ConfigError, UnsupportedError
 from coterie.formats import Packed
 
 MAX_MEMBER = 256_000_000
@@ -46,7 +46,7 @@ class Checkpoint:
     def __init__(self, path: Path, *, scan: bool = True) -> None:
         self.path = path
         self.config: dict[str, Any] = read_config(path)
-        self.rules: QuantizationRules = rules(self.config, str(path / "config.json"))
+        self.rules: QuantizationRules = rules(self.config, str(path / CONFIG))
         self._files: dict[str, SafetensorsFile] = {}
         with ExitStack() as on_error:
             on_error.callback(self.close)
@@ -210,7 +210,7 @@ def read_member(path: Path, name: str, limit: int = MAX_MEMBER) -> bytes | None:
 
 
 def _check_declared(checkpoint: Checkpoint) -> None:
-    """Byte-sized weights must be declared: without it nobody can say what the bytes mean."""
+    """What config.json declares is there, and what needs a declaration (bytes for a weight) has one."""
     quantized = any(name.endswith(".scales") for name in checkpoint.infos)
     if checkpoint.rules.default is not None and not quantized:
         raise CheckpointError(
@@ -218,6 +218,13 @@ def _check_declared(checkpoint: Checkpoint) -> None:
             "scales, expected both or neither; fetch the weights again, or remove the declaration",
             code="quantization_absent",
         )
+    for path in checkpoint.rules.entries:
+        if "." not in path and f"{path}.weight" not in checkpoint.infos:
+            raise ConfigError(
+                f'{checkpoint.path / CONFIG}: "quantization": found {show(path)}, neither a known setting nor a '
+                "module of this checkpoint, expected one of them; remove it if it has no meaning",
+                code="quantization_key",
+            )
     for name, info in checkpoint.infos.items():
         if name.endswith(".weight") and info.dtype.itemsize == 1:
             raise CheckpointError(

@@ -29,7 +29,7 @@ def parse(text: bytes, what: str, error: type[CoterieError] = CheckpointError, *
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as failure:
         raise error(
-            f"{what}: found byte {failure.start} that is not UTF-8, expected UTF-8 text; the file is damaged or not JSON",
+            f"{what}: found byte {failure.start} that is not UTF-8, expected UTF-8 text; the file is damaged",
             code=f"{prefix}_not_utf8",
         ) from failure
     try:
