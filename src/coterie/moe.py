@@ -47,6 +47,7 @@ class Experts:
     hidden: int = field(init=False)
     intermediate: int = field(init=False)
     native: "Experts" = field(init=False, repr=False)
+    derived: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         check_activation(self.activation)

@@ -1,6 +1,7 @@
 """`Packed`: a quantised matrix, or a stack of them, exactly as MLX stores it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from coterie.arrays import Array, Kind, common_kind, dtype_name
 from coterie.errors import ArgumentError
@@ -13,7 +14,7 @@ class Packed:
 
     codes: uint32 [..., N, K * bits / 32].  scales: [..., N, K / group_size]; f32, f16 or bf16 for affine, else uint8.
     biases: like scales for affine, None for every other mode. All three are arrays of one kind. `bits` and `group_size`
-    of None mean the mode's default.
+    of None mean the mode's default. `derived` is where a back end remembers what it made of the matrix.
     """
 
     codes: Array
@@ -24,6 +25,7 @@ class Packed:
     mode: str = "affine"
     format: Format = field(init=False, compare=False, repr=False)
     kind: Kind = field(init=False, compare=False, repr=False)
+    derived: dict[str, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         fmt = Format.resolve(self.mode, self.bits, self.group_size)

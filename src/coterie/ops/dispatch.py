@@ -40,6 +40,12 @@ def get(name: str) -> ModuleType:
     return _load(name) if module is None else module
 
 
+def decoder(name: str) -> ModuleType:
+    """The verbs of a whole decoder on the back end called `name`; they wrap its own, so its errors are those of `get`."""
+    get(name)
+    return importlib.import_module(f"coterie.backends.{name}.decoder")
+
+
 def _load(name: str) -> ModuleType:
     if name == "cuda":
         raise BackendUnavailableError(
@@ -109,21 +115,31 @@ def native(array: Array, kind: Kind) -> Array:
 
 
 def native_packed(packed: Packed) -> Packed:
-    """`native` of all three parts. What was checked when `packed` was made is not checked again."""
+    """The packed matrix as the back end takes it: itself for MLX; for the CPU with NumPy parts whose rows are contiguous.
+
+    Rows may lie anywhere, at any alignment, as they do in a mapped file; only strided rows are copied. The result is
+    remembered by `packed`, so that this and what a back end derives from it happens once.
+    """
     if packed.kind == "mlx":
         return packed
-    parts = [
-        None if part is None else native(part, packed.kind) for part in (packed.codes, packed.scales, packed.biases)
-    ]
-    if parts[0] is packed.codes and parts[1] is packed.scales and parts[2] is packed.biases:
-        return packed
-    return packed_like(packed, *parts)
+    twin = packed.derived.get("native")
+    if twin is None:
+        parts = [None if part is None else _contiguous(as_numpy(part)) for part in (packed.codes, packed.scales, packed.biases)]
+        same = parts[0] is packed.codes and parts[1] is packed.scales and parts[2] is packed.biases
+        twin = packed if same else packed_like(packed, *parts)
+        if twin is not packed:
+            packed.derived["native"] = twin
+    return twin
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def packed_like(packed: Packed, codes: Any, scales: Any, biases: Any) -> Packed:
     """A `Packed` of other parts in the same format that are known to fit: made without its checks."""
     twin = object.__new__(Packed)
-    for name, value in (("codes", codes), ("scales", scales), ("biases", biases)):
+    for name, value in (("codes", codes), ("scales", scales), ("biases", biases), ("derived", {})):
         object.__setattr__(twin, name, value)
     for name in ("bits", "group_size", "mode", "format"):
         object.__setattr__(twin, name, getattr(packed, name))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from coterie.backends import cpu
-from coterie.ops import Routing, RouteSpec
+from coterie.ops import RouteSpec, Routing
 
 
 def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
@@ -13,11 +13,12 @@ def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
 
 
 def route(logits: np.ndarray, spec: RouteSpec) -> Routing:
-    return Routing(*cpu.route(logits, spec))
+    ids, weights = cpu.route(logits, spec)
+    return Routing(ids, weights, logits.shape[-1])
 
 
 def moe(x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
-    return cpu.moe(x, routing, experts)  # type: ignore[no-any-return]
+    return cpu.moe(x, routing, experts.native)  # type: ignore[no-any-return]
 
 
 def to_numpy(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ _TILE = 1 << 18
 def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
     if isinstance(weight, Packed):
         return cpu.quantized_matmul(x, weight, True)  # type: ignore[no-any-return]
-    if weight.dtype == np.float32:
+    if weight.dtype == np.float32 and weight.flags.aligned:
         return x @ weight.T
     out = np.empty((len(x), len(weight)), np.float32)
     step = max(1, _TILE // weight.shape[1])
@@ -26,7 +26,7 @@ def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
 
 
 def _widened(weight: np.ndarray) -> np.ndarray:
-    """f16 or bf16 as f32. A bf16 number is the upper half of the f32 number of the same value."""
+    """A copy in f32. A bf16 number is the upper half of the f32 number of the same value."""
     if weight.dtype == bfloat16:
         return (weight.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return weight.astype(np.float32)

@@ -1,0 +1,68 @@
+"""Compilation with a disk cache that notices a change in any file of this package.
+
+Numba stamps a cached function with its own source file only. Our kernels are assembled from several files (the emitters are
+called while Numba compiles), so a change in an emitter would go unnoticed and a stale kernel would run. Here the stamp is the
+digest of every source file of the back end.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import _CacheLocator
+
+_PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 over the names and contents of all Python files of the CPU back end."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Stamped:
+    """A cache locator of Numba's with the package's digest as the stamp of its source."""
+
+    def __init__(self, locator: _CacheLocator) -> None:
+        self._locator = locator
+
+    def get_source_stamp(self) -> str:
+        return source_digest()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._locator, name)
+
+
+def _stamp(cache: Any) -> None:
+    impl = cache._impl
+    impl._locator = _Stamped(impl._locator)
+    # The index file holds the stamp it was made with; Numba reads it when the cache object is made.
+    cache._cache_file._source_stamp = source_digest()
+
+
+def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> Any:
+    """`numba.njit`, without the GIL, cached on disk under the package's stamp; `fastmath` names LLVM's flags."""
+    dispatcher = numba.njit(function, nogil=True, cache=True, error_model="numpy", fastmath=fastmath)
+    _stamp(dispatcher._cache)
+    return dispatcher
+
+
+def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
+    """Compile `function` to a C callback now, or load it from the disk cache; keep the result alive while `.address` is used."""
+    from numba.core.ccallback import CFunc
+    from numba.core.sigutils import normalize_signature
+
+    callback = CFunc(
+        function, normalize_signature(signature), locals={}, options={"error_model": "numpy", "nogil": True}
+    )
+    callback.enable_caching()
+    _stamp(callback._cache)
+    callback.compile()
+    return callback

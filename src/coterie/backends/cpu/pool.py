@@ -1,0 +1,240 @@
+"""Threads that take small pieces of work from one counter, spin briefly between jobs and then sleep.
+
+A job is a C callback `void(int64* arguments, int64 unit, int64 thread)` that is called once for each unit 0..n_units-1. The
+caller works too: a helper that the system does not schedule delays nothing but the unit it holds, so a busy machine slows the
+work down in proportion instead of stopping it at a barrier. Several jobs in a row (the phases of one operation) are one call.
+
+One job at a time: a second Python thread waits for the pool, without the GIL held by anybody. A forked child gets new helpers.
+"""
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from coterie.backends.cpu.atoms import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    call_job,
+    cond_broadcast,
+    cond_init,
+    cond_wait,
+    load_i64,
+    mutex_init,
+    mutex_lock,
+    mutex_unlock,
+    pause,
+    store_i64,
+)
+from coterie.backends.cpu.jit import njit
+from coterie.errors import ArgumentError
+
+# Places in the shared block, in 8-byte words. Words that different threads write stand on cache lines of their own.
+_FUNCTION, _ARGUMENTS, _UNITS = 0, 1, 2
+_NEXT = 16  # the next unit to take
+_INSIDE = 32  # helpers that are between looking at a job and having left it
+_OPEN = 48  # 1 while the job may be entered
+_EPOCH = 64  # rises with every job
+_SLEEPERS = 80
+_STOP = 96
+_MUTEX, _CONDITION = 112, 144
+_WORDS = 176
+
+_LINE = 64
+"""Bytes of a cache line."""
+
+_SPINS = 3000
+"""Turns of the pause loop before a helper sleeps: some 50 to 100 microseconds, the usual gap between two operations."""
+
+
+@njit
+def _initialise(block):
+    mutex_init(block + 8 * _MUTEX, 0)
+    cond_init(block + 8 * _CONDITION, 0)
+
+
+@njit
+def _take_units(block, thread):
+    function, arguments, units = load_i64(block, _FUNCTION), load_i64(block, _ARGUMENTS), load_i64(block, _UNITS)
+    unit = atomic_add(block, _NEXT, 1)
+    while unit < units:
+        call_job(function, arguments, unit, thread)
+        unit = atomic_add(block, _NEXT, 1)
+
+
+@njit
+def _await_epoch(block, seen):
+    """Spin, then sleep, until a job newer than `seen` was announced; its epoch."""
+    for _ in range(_SPINS):
+        epoch = atomic_load(block, _EPOCH)
+        if epoch != seen:
+            return epoch
+        pause()
+    mutex_lock(block + 8 * _MUTEX)
+    atomic_add(block, _SLEEPERS, 1)
+    epoch = atomic_load(block, _EPOCH)
+    while epoch == seen:
+        cond_wait(block + 8 * _CONDITION, block + 8 * _MUTEX)
+        epoch = atomic_load(block, _EPOCH)
+    atomic_add(block, _SLEEPERS, -1)
+    mutex_unlock(block + 8 * _MUTEX)
+    return epoch
+
+
+@njit
+def _help(block, thread, seen):
+    """A helper's life. It registers as inside *before* it looks whether the job is open, so that the caller, who closes the job
+    before it counts who is inside, can never change a job under a helper's eyes."""
+    while True:
+        seen = _await_epoch(block, seen)
+        if atomic_load(block, _STOP) != 0:
+            return
+        atomic_add(block, _INSIDE, 1)
+        if atomic_load(block, _OPEN) != 0:
+            _take_units(block, thread)
+        atomic_add(block, _INSIDE, -1)
+
+
+@njit
+def _announce(block):
+    atomic_add(block, _EPOCH, 1)
+    if atomic_load(block, _SLEEPERS) != 0:
+        mutex_lock(block + 8 * _MUTEX)
+        cond_broadcast(block + 8 * _CONDITION)
+        mutex_unlock(block + 8 * _MUTEX)
+
+
+@njit
+def _run(block, phases, n_phases):
+    """Run jobs one after the other; `phases` holds (function, arguments, units) of each."""
+    for phase in range(n_phases):
+        units = load_i64(phases, 3 * phase + 2)
+        store_i64(block, _FUNCTION, load_i64(phases, 3 * phase))
+        store_i64(block, _ARGUMENTS, load_i64(phases, 3 * phase + 1))
+        store_i64(block, _UNITS, units)
+        atomic_exchange(block, _NEXT, 0)
+        if units > 1:
+            atomic_exchange(block, _OPEN, 1)
+            _announce(block)
+        _take_units(block, 0)
+        atomic_exchange(block, _OPEN, 0)
+        while atomic_load(block, _INSIDE) != 0:
+            pause()
+
+
+@njit
+def _stop(block):
+    atomic_exchange(block, _STOP, 1)
+    _announce(block)
+
+
+def address_of(array: np.ndarray) -> int:
+    """The address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+def aligned(address: int) -> int:
+    """The next address on a cache line's border."""
+    return -(-address // _LINE) * _LINE
+
+
+class Pool:
+    """`n_threads - 1` helpers and the calling thread."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self._memory = np.zeros(_WORDS + 8, np.int64)
+        self._block = aligned(address_of(self._memory))
+        self._lock = threading.RLock()
+        self._buffers: dict[str, np.ndarray] = {}
+        _initialise(self._block)
+        self._helpers = [
+            threading.Thread(target=_help, args=(self._block, thread, 0), name=f"coterie-{thread}", daemon=True)
+            for thread in range(1, n_threads)
+        ]
+        for helper in self._helpers:
+            helper.start()
+
+    @contextmanager
+    def hold(self) -> Iterator["Pool"]:
+        """Keep the pool and its buffers to the calling thread for one operation."""
+        with self._lock:
+            yield self
+
+    def run(self, *phases: tuple[int, np.ndarray, int]) -> None:
+        """Run jobs in order, each given as (function address, int64 arguments, units)."""
+        words = np.array([(job, address_of(arguments), units) for job, arguments, units in phases], np.int64)
+        with self._lock:
+            _run(self._block, address_of(words), len(phases))
+
+    def buffer(self, name: str, n_bytes: int) -> int:
+        """The address of at least `n_bytes` bytes of scratch memory on a cache line's border, valid while the pool is held.
+
+        It is kept for the next call under this name and grows when more is asked for; its content is undefined.
+        """
+        memory = self._buffers.get(name)
+        if memory is None or memory.size < n_bytes + _LINE:
+            memory = self._buffers[name] = np.full(n_bytes + n_bytes // 4 + _LINE, 0xFF, np.uint8)
+        return aligned(address_of(memory))
+
+    def close(self) -> None:
+        """End the helpers; the pool is not usable afterwards."""
+        with self._lock:
+            _stop(self._block)
+        for helper in self._helpers:
+            helper.join()
+
+
+_pool: Pool | None = None
+_pool_lock = threading.Lock()
+_requested_threads: int | None = None
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def get_pool() -> Pool:
+    """The process's pool, made at first use: as many threads as cores that this process may use."""
+    global _pool
+    if _pool is None:
+        with _pool_lock:
+            if _pool is None:
+                _pool = Pool(_requested_threads or _usable_cores())
+    return _pool
+
+
+def set_num_threads(n_threads: int | None) -> None:
+    """Use `n_threads` threads from the next operation on; None means one for each usable core."""
+    global _pool, _requested_threads
+    if n_threads is not None and (
+        isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= 1024
+    ):
+        raise ArgumentError(f"n_threads is {n_threads!r}, expected an integer from 1 to 1024, or None for one a core")
+    with _pool_lock:
+        _requested_threads = n_threads
+        pool, _pool = _pool, None
+    if pool is not None:
+        pool.close()
+
+
+def _shut_down() -> None:
+    if _pool is not None:
+        _pool.close()
+
+
+def _forget() -> None:
+    # In a forked child the helpers do not exist and the lock may be held by a thread that does not exist either.
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+atexit.register(_shut_down)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,76 @@
+"""Activations in the order that weights are decoded in (`layout`), with the sums that affine biases meet."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from coterie.backends.cpu.atoms import load_f32, load_u32, store_f32
+from coterie.backends.cpu.jit import compile_callback
+from coterie.backends.cpu.layout import Layout, activation_order
+from coterie.backends.cpu.pool import address_of
+
+JOB = types.void(types.CPointer(types.int64), types.int64, types.int64)
+
+X, X_STRIDE, N_INPUTS, ORDER, FACTOR, BLOCK, GROUP, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(11)
+
+_jobs: dict[str, Any] = {}
+
+
+def _prepare_rows(a: Any, unit: int, _thread: int) -> None:
+    n_inputs, block, group = a[N_INPUTS], a[BLOCK], a[GROUP]
+    n_blocks = (n_inputs + block - 1) // block
+    first = unit * a[ROWS_A_UNIT]
+    for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
+        x = a[X] + row * a[X_STRIDE]
+        prepared = a[PREPARED] + row * a[PREPARED_STRIDE]
+        for index in range(n_blocks):
+            base = index * block
+            if base + block <= n_inputs:
+                for place in range(block):
+                    source = base + load_u32(a[ORDER], place)
+                    store_f32(prepared, base + place, load_f32(x, source) * load_f32(a[FACTOR], place))
+            else:
+                for place in range(block):
+                    source = base + load_u32(a[ORDER], place)
+                    value = load_f32(x, source) * load_f32(a[FACTOR], place) if source < n_inputs else types.float32(0.0)
+                    store_f32(prepared, base + place, value)
+        if group > 0:
+            sums = n_blocks * block
+            for index in range(n_inputs // group):
+                total = types.float32(0.0)
+                for place in range(index * group, index * group + group):
+                    total += load_f32(x, place)
+                store_f32(prepared, sums + index, total)
+
+
+def row_bytes(layout: Layout, n_inputs: int) -> int:
+    """Bytes of a prepared row: whole blocks, then a sum for each group where the layout has biases; whole cache lines."""
+    n_sums = n_inputs // layout.group if layout.kind == "affine" else 0
+    return -(-4 * (layout.padded(n_inputs) + n_sums) // 64) * 64
+
+
+def sums_group(layout: Layout) -> int:
+    """The group size that sums are made for; 0 where the layout has no biases."""
+    return layout.group if layout.kind == "affine" else 0
+
+
+def prepare_phase(layout: Layout, x: np.ndarray, prepared: int) -> tuple[int, np.ndarray, int]:
+    """The job that prepares x f32 [R, K] at address `prepared`, `row_bytes` apart."""
+    order, factor = activation_order(layout.key)
+    n_rows, n_inputs = x.shape
+    rows_a_unit = max(1, min(16, 8192 // max(1, n_inputs)))
+    words = [
+        address_of(x), x.strides[0], n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout),
+        prepared, row_bytes(layout, n_inputs), n_rows, rows_a_unit,
+    ]  # fmt: skip
+    return job("prepare", lambda: _prepare_rows), np.array(words, np.int64), -(-n_rows // rows_a_unit)
+
+
+def job(name: str, make: Callable[[], Any]) -> int:
+    """The address of the callback for the function that `make` returns, compiled (or loaded) at first use under `name`."""
+    callback = _jobs.get(name)
+    if callback is None:
+        callback = _jobs.setdefault(name, compile_callback(JOB, make()))
+    return int(callback.address)
