@@ -1,36 +1,34 @@
 """Stand-ins for models, so that the command line is tested without weights and can be made to fail at any place."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-
-@dataclass
-class FakeGeneration:
-    """What a generation has made so far."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    n_prompt_tokens: int = 3
-    timings: dict[str, float] = field(default_factory=lambda: {"prefill": 0.5, "first_token": 0.6, "decode": 2.0})
+from coterie.runtime.generation import Generation
 
 
 class FakeStream:
-    """Hands out pieces; `failure` is raised after them."""
+    """Hands out pieces, one token each; `failure` is raised after them."""
 
-    def __init__(self, pieces: tuple[str, ...], failure: BaseException | None) -> None:
-        self.generation = FakeGeneration()
+    def __init__(self, pieces: Iterable[str], failure: BaseException | None = None) -> None:
+        self.generation = Generation(
+            text="",
+            token_ids=(),
+            finish_reason=None,
+            n_prompt_tokens=3,
+            timings={"load": 0.1, "prefill": 0.5, "first_token": 0.6, "decode": 2.0},
+        )
         self._pieces, self._failure = pieces, failure
 
     def __iter__(self) -> Iterator[str]:
-        for index, piece in enumerate(self._pieces):
-            self.generation.text += piece
-            self.generation.token_ids.append(index)
+        for piece in self._pieces:
+            so_far = self.generation
+            token_ids = (*so_far.token_ids, len(so_far.token_ids))
+            self.generation = replace(so_far, text=so_far.text + piece, token_ids=token_ids)
             yield piece
         if self._failure is not None:
             raise self._failure
-        self.generation.finish_reason = "length"
+        self.generation = replace(self.generation, finish_reason="length")
 
 
 class FakeModel:

@@ -30,7 +30,7 @@ def test_text_goes_to_stdout_and_nothing_else(run: Run) -> None:
     result = run(FakeModel("a", "b\n", "é"), "prompt")
     assert result.exit_code == 0
     assert result.stdout == "ab\né"
-    assert "3 prompt tokens at 6 tokens/s · first token after 0.60 s · 3 tokens at 1 tokens/s · length" in result.stderr
+    assert "3 prompt tokens (6/s) · first token after 0.60 s · 3 tokens (1/s) · length" in result.stderr
 
 
 def test_every_option_reaches_the_model(run: Run) -> None:

@@ -16,18 +16,14 @@ import coterie
 from cli.fakes import FakeModel, FakeStream
 from coterie.cli import main
 
-class Endless(FakeStream):
-    def __iter__(self):
-        for index in itertools.count():
-            piece = f"word{index} "
-            self.generation.text += piece
-            self.generation.token_ids.append(index)
-            yield piece
-            time.sleep(0.01)
+def endless():
+    for index in itertools.count():
+        yield f"word{index} "
+        time.sleep(0.01)
 
 class Model(FakeModel):
     def stream(self, prompt, **options):
-        return Endless((), None)
+        return FakeStream(endless())
 
 coterie.load = Model().load
 main()

@@ -1,10 +1,10 @@
 """`coterie generate`: a prompt in, its continuation on standard output, a line of statistics on standard error."""
 
 import sys
-import time
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -13,6 +13,10 @@ from coterie.cli.console import print_json, say, stderr, visible, write_text
 from coterie.cli.failures import Exit, guarded
 from coterie.cli.options import AsJson, Debug, Device
 from coterie.errors import RequestError
+
+if TYPE_CHECKING:
+    from coterie.runtime.generation import Generation, Stream
+    from coterie.runtime.model import Model
 
 _ECHOED = 2_000
 """Characters of the prompt that are repeated on a terminal; of a longer one the end, where the text goes on."""
@@ -41,15 +45,19 @@ def generate(
     The text streams to standard output, everything else goes to standard error. With --json one object comes at the
     end: text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
     """
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     with guarded(as_json=as_json, debug=debug):
         text = read_prompt(prompt)
-        started = time.perf_counter()
-        loaded = load(model, device)
-        seconds = time.perf_counter() - started
-        stream = loaded.stream(text, **sampling, stop=tuple(stop or ()))
+        stream = load(model, device).stream(
+            text,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=tuple(stop or ()),
+        )
         interrupted = drain(stream, prompt=text, as_json=as_json)
-        finish(stream.generation, load_seconds=seconds, interrupted=interrupted, as_json=as_json)
+        finish(stream.generation, interrupted=interrupted, as_json=as_json)
 
 
 def read_prompt(argument: str) -> str:
@@ -67,7 +75,7 @@ def read_prompt(argument: str) -> str:
         ) from None
 
 
-def load(model: str | None, device: str) -> Any:
+def load(model: str | None, device: str) -> "Model":
     """The model, with a spinner on standard error while it loads."""
     import coterie
 
@@ -77,7 +85,7 @@ def load(model: str | None, device: str) -> Any:
         return coterie.load(model, device=device)
 
 
-def drain(stream: Any, *, prompt: str, as_json: bool) -> bool:
+def drain(stream: "Stream", *, prompt: str, as_json: bool) -> bool:
     """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it."""
     console = stderr()
     pieces = iter(stream)
@@ -102,38 +110,29 @@ def drain(stream: Any, *, prompt: str, as_json: bool) -> bool:
     return True
 
 
-def statistics(generation: Any, reason: str) -> str:
-    """One line: tokens and speed of the prompt and of the text, the time to the first token, why it ended."""
-    timings = generation.timings
-    prompt, decode = timings["prefill"], timings["decode"]
-    parts = [
-        f"{generation.n_prompt_tokens} prompt tokens{rate(generation.n_prompt_tokens, prompt)}",
-        f"first token after {timings['first_token']:.2f} s",
-        f"{len(generation.token_ids)} tokens{rate(len(generation.token_ids) - 1, decode)}",
-        reason,
-    ]
-    return " · ".join(parts)
-
-
-def rate(n_tokens: int, seconds: float) -> str:
-    """ " at N tokens/s", or nothing where too little happened to say."""
-    return f" at {n_tokens / seconds:,.0f} tokens/s" if n_tokens > 0 and seconds > 0 else ""
-
-
-def finish(generation: Any, *, load_seconds: float, interrupted: bool, as_json: bool) -> None:
+def finish(generation: "Generation", *, interrupted: bool, as_json: bool) -> None:
     """Print the statistics, or the JSON object; an interrupted generation keeps its text and exits with 130."""
     reason = "interrupted" if interrupted else generation.finish_reason
     if as_json:
-        print_json(
-            {
-                "text": generation.text,
-                "token_ids": list(generation.token_ids),
-                "finish_reason": reason,
-                "n_prompt_tokens": generation.n_prompt_tokens,
-                "timings": {"load": load_seconds, **generation.timings},
-            }
-        )
+        print_json({**asdict(generation), "finish_reason": reason})
     else:
-        say(statistics(generation, reason), style="dim")
+        say(statistics(generation, str(reason)), style="dim")
     if interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
+
+
+def statistics(generation: "Generation", reason: str) -> str:
+    """One line: tokens and speed of the prompt and of the text, the time to the first token, why it ended."""
+    return " · ".join(
+        (
+            f"{generation.n_prompt_tokens} prompt tokens{speed(generation.prompt_tokens_per_second)}",
+            f"first token after {generation.timings['first_token']:.2f} s",
+            f"{len(generation.token_ids)} tokens{speed(generation.tokens_per_second)}",
+            reason,
+        )
+    )
+
+
+def speed(tokens_per_second: float) -> str:
+    """ " (N/s)", or nothing where too little happened to say."""
+    return f" ({tokens_per_second:,.0f}/s)" if tokens_per_second else ""

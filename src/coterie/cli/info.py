@@ -19,30 +19,24 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="A folder or a hub id.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Argument(help="A folder or a hub id. Without it, the bundled model.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show family, sizes, experts, quantisation by layer, active parameters, bytes read per token."""
     with guarded(as_json=as_json, debug=debug):
+        from coterie.runtime import describe
+
         description = describe(model)
         if as_json:
             print_json({"model": model, **asdict(description)})
             return
         console = stdout()
-        console.print(Text(f"{description.family} · {visible(model)}", style="bold"))
+        console.print(Text(f"{description.family} · {visible(model or 'the bundled model')}", style="bold"))
         console.print(facts(description))
         console.print(table(description))
-
-
-def describe(model: str) -> "Description":
-    """The description of a checkpoint, by its header and its config alone."""
-    from coterie.checkpoint import open_checkpoint
-    from coterie.models.description import describe as describe_checkpoint
-    from coterie.models.families import family_of
-
-    with open_checkpoint(model, scan=False) as checkpoint:
-        return describe_checkpoint(family_of(checkpoint.config).architecture(checkpoint.config), checkpoint)
 
 
 def facts(model: "Description") -> Table:
