@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coterie.checkpoint import write_safetensors
 from coterie.models.families import family_of
@@ -29,14 +30,25 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
+    "eos_token_id": 0,
 }
 
 
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, without merges."""
+    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def write_source(folder: Path) -> Path:
-    """Write config.json and random weights of `CONFIG` under MLX's names; returns the folder."""
+    """Write config.json, a tokenizer and random weights of `CONFIG` under MLX's names; returns the folder."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
     tensors = {
         slot.tensor: rng.standard_normal(slot.shape, np.float32) * np.float32(slot.shape[-1] ** -0.5)
         for slot in slots(family_of(CONFIG).architecture(CONFIG))
