@@ -14,9 +14,9 @@ from coterie.ops.activations import (
 from coterie.ops.combine import accumulate, accumulate_reference, weighted_sum, weighted_sum_reference
 from coterie.ops.gather import gather_mm, gather_mm_reference
 from coterie.ops.grouping import Groups, group, group_reference
-from coterie.ops.matvec import matvec, matvec_reference
-from coterie.ops.quantize import dequantize, dequantize_reference, quantize
-from coterie.ops.quantized_matmul import (
+from coterie.ops.dense import matvec, matvec_reference
+from coterie.ops.quantization import dequantize, dequantize_reference, quantize
+from coterie.ops.products import (
     gather_qmm,
     gather_qmm_reference,
     quantized_matmul,

@@ -41,7 +41,9 @@ def get(name: str) -> ModuleType:
 
 
 def decoder(name: str) -> ModuleType:
-    """The verbs of a whole decoder on the back end called `name`; they wrap its own, so its errors are those of `get`."""
+    """The verbs of a whole decoder on the back end called `name`; they wrap its own, so its errors are those of
+    `get`.
+    """
     get(name)
     return importlib.import_module(f"coterie.backends.{name}.decoder")
 
@@ -115,7 +117,8 @@ def native(array: Array, kind: Kind) -> Array:
 
 
 def native_packed(packed: Packed) -> Packed:
-    """The packed matrix as the back end takes it: itself for MLX; for the CPU with NumPy parts whose rows are contiguous.
+    """The packed matrix as the back end takes it: itself for MLX; for the CPU with NumPy parts whose rows are
+    contiguous.
 
     Rows may lie anywhere, at any alignment, as they do in a mapped file; only strided rows are copied. The result is
     remembered by `packed`, so that this and what a back end derives from it happens once.
@@ -124,7 +127,10 @@ def native_packed(packed: Packed) -> Packed:
         return packed
     twin = packed.derived.get("native")
     if twin is None:
-        parts = [None if part is None else _contiguous(as_numpy(part)) for part in (packed.codes, packed.scales, packed.biases)]
+        parts = [
+            None if part is None else _contiguous(as_numpy(part))
+            for part in (packed.codes, packed.scales, packed.biases)
+        ]
         same = parts[0] is packed.codes and parts[1] is packed.scales and parts[2] is packed.biases
         twin = packed if same else packed_like(packed, *parts)
         if twin is not packed:

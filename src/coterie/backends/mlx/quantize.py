@@ -22,7 +22,9 @@ def dequantize(packed: Packed, dtype: str) -> mx.array:
     if fmt.mode != "affine" and packed.codes.size % 4:
         # MLX's CPU takes these codes four words at a time and refuses a rest.
         target = dispatch.numpy_dtype(dtype)
-        return from_numpy(codec.dequantize(as_numpy(packed.codes), as_numpy(packed.scales), None, fmt, target), "mlx")
+        values = codec.dequantize(as_numpy(packed.codes), as_numpy(packed.scales), None, fmt, target)
+        converted: mx.array = from_numpy(values, "mlx")
+        return converted
     return mx.dequantize(
         packed.codes,
         packed.scales,

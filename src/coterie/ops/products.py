@@ -7,7 +7,7 @@ from coterie.formats import Packed
 from coterie.ops import checks, dispatch
 from coterie.ops.gather import pair_up, reference_pairs
 from coterie.ops.operands import as_packed, inner_and_outer, kind_with, result_dtype
-from coterie.ops.quantize import dequantize_reference
+from coterie.ops.quantization import dequantize_reference
 
 
 def quantized_matmul(
