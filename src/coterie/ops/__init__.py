@@ -12,16 +12,16 @@ from coterie.ops.activations import (
     glu_reference,
 )
 from coterie.ops.combine import accumulate, accumulate_reference, weighted_sum, weighted_sum_reference
+from coterie.ops.dense import matvec, matvec_reference
 from coterie.ops.gather import gather_mm, gather_mm_reference
 from coterie.ops.grouping import Groups, group, group_reference
-from coterie.ops.dense import matvec, matvec_reference
-from coterie.ops.quantization import dequantize, dequantize_reference, quantize
 from coterie.ops.products import (
     gather_qmm,
     gather_qmm_reference,
     quantized_matmul,
     quantized_matmul_reference,
 )
+from coterie.ops.quantization import dequantize, dequantize_reference, quantize
 from coterie.ops.routing import (
     RouteSpec,
     Routing,
