@@ -15,6 +15,7 @@ What stays unquantised although rule 1 lets it through is listed in the report w
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from coterie.checkpoint.folder import has_member
 from coterie.checkpoint.names import LayerFormat, NameMap, Source, Target, plan
 from coterie.checkpoint.reader import Checkpoint, open_checkpoint, read_member
 from coterie.checkpoint.writer import MAX_SHARD, Entry, checked_target, write_streamed
-from coterie.errors import ArgumentError, CheckpointError, UnsupportedError
+from coterie.errors import ArgumentError, CheckpointError, NumericError, UnsupportedError
 from coterie.formats import Format
 from coterie.formats.codec import quantize
 
@@ -84,6 +85,16 @@ class _Step:
     format: Format | None
     entries: tuple[Entry, ...]
 
+    @property
+    def n_weights(self) -> int:
+        """Values in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor before it is packed."""
+        return self.n_weights * self.dtype.itemsize
+
 
 def convert(
     source: str | Path,
@@ -111,6 +122,8 @@ def convert(
     default = Format.resolve(mode, bits, group_size) if quantized else None
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}", code="dtype")
+    for rule in overrides:
+        _check_pattern(rule.pattern)
     place = checked_target(target, force=force)
     with open_checkpoint(source) as checkpoint:
         _check_source(checkpoint, place)
@@ -126,11 +139,14 @@ def convert(
             max_shard=max_shard,
             force=force,
         )
+    if progress is not None:
+        total = sum(step.nbytes for step in steps)
+        progress(total, total, "")
     used = {part.name for step in steps for part in step.target.sources}
     return ConversionReport(
         n_tensors=sum(len(step.entries) for step in steps),
         n_quantized=sum(step.format is not None for step in steps),
-        n_weights=sum(int(np.prod(step.shape)) for step in steps),
+        n_weights=sum(step.n_weights for step in steps),
         nbytes=sum(entry.nbytes for step in steps for entry in step.entries),
         kept=planner.kept,
         dropped=tuple(sorted(set(checkpoint.infos) - used)),
@@ -218,27 +234,38 @@ def _make(
     checkpoint: Checkpoint, steps: Sequence[_Step], progress: Progress | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of the target, one step after the other."""
-    total = sum(int(np.prod(step.shape)) * step.dtype.itemsize for step in steps)
-    done = 0
+    total, done = sum(step.nbytes for step in steps), 0
     for step in steps:
         if progress is not None:
             progress(done, total, step.target.name)
         values = _values(checkpoint, step)
-        if step.format is None:
-            yield step.target.name, values
-        else:
-            for entry, array in zip(step.entries, quantize(values, step.format), strict=False):
-                if array is not None:
-                    yield entry.name, array
-        done += int(np.prod(step.shape)) * step.dtype.itemsize
-    if progress is not None:
-        progress(total, total, "")
+        arrays = (values,) if step.format is None else _packed(step.target.name, values, step.format)
+        yield from zip((entry.name for entry in step.entries), arrays, strict=True)
+        done += step.nbytes
+
+
+def _packed(name: str, values: np.ndarray, fmt: Format) -> tuple[np.ndarray, ...]:
+    """Codes, scales and, for affine, biases."""
+    try:
+        return tuple(array for array in quantize(values, fmt) if array is not None)
+    except NumericError as error:
+        raise NumericError(f"{name}: {error}", code=error.code) from error
 
 
 def _values(checkpoint: Checkpoint, step: _Step) -> np.ndarray:
     parts = [_part(checkpoint.array(source.name), source) for source in step.target.sources]
     array = np.stack(parts) if step.target.stacked else parts[0]
-    return array.astype(step.dtype, copy=False)
+    if array.dtype == step.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(step.dtype)
+    if not np.isfinite(cast).all():
+        raise NumericError(
+            f"{step.target.name}: found values of up to {np.abs(array).max():.3g}, expected ones that {step.dtype} can "
+            "hold; choose bfloat16 or float32",
+            code="dtype_overflow",
+        )
+    return cast
 
 
 def _part(array: np.ndarray, source: Source) -> np.ndarray:
@@ -246,6 +273,16 @@ def _part(array: np.ndarray, source: Source) -> np.ndarray:
         return array
     index, n, axis = source.part
     return np.split(array, n, axis)[index]
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ArgumentError(
+            f"found the override pattern {pattern!r} ({error}), expected a regular expression for module paths",
+            code="pattern",
+        ) from error
 
 
 def _check_source(checkpoint: Checkpoint, target: Path) -> None:
