@@ -311,5 +311,25 @@ def test_ci_runs_the_commands_of_the_readme_word_for_word() -> None:
     assert [command for command in commands if command not in ci] == []
 
 
+def files_of_tree(text: str) -> set[str]:
+    """The paths of all .py files in an indented tree, two spaces a level."""
+    folders: list[str] = []
+    files = set()
+    for line in text.splitlines():
+        level, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[level:] = [name]
+        if name.endswith(".py"):
+            files.add("".join(folders))
+    return files
+
+
+def test_the_tree_in_the_architecture_page_is_the_tree() -> None:
+    tree = next(block for block in code_blocks(ROOT / "docs" / "architecture.md", "text") if "errors.py" in block)
+    shown = files_of_tree(tree)
+    there = {name_of(path) for path in sources() if not path.stem.startswith("__")}
+    assert sorted(there - shown) == []
+    assert sorted(shown - there) == []
+
+
 def test_contributing_stays_short() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()) < 100
