@@ -6,11 +6,13 @@ Dimensions are multiples of 128 where a group of codes must fit, and the sliding
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import math
 import os
 import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,31 @@ def convert(source: Path, target: Path, options: dict[str, Any]) -> None:
         mlx_convert(str(source), str(target), **options)
 
 
+@functools.cache
+def _root() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="coterie-tiny-")
+
+
+def checkpoint(name: str, format_name: str, dtype: str = "float32") -> Path:
+    """The folder of the model `name` converted to the format; made once in a session."""
+    return _converted(name, format_name, dtype)
+
+
+@functools.cache
+def _converted(name: str, format_name: str, dtype: str) -> Path:
+    source = _source(name, dtype)
+    target = source.with_name(f"{source.name}-{format_name.replace(' ', '-')}")
+    convert(source, target, FORMATS[format_name])
+    return target
+
+
+@functools.cache
+def _source(name: str, dtype: str) -> Path:
+    source = Path(_root().name) / f"{name}-{dtype}"
+    save_source(MODELS[name], source, dtype=dtype)
+    return source
+
+
 # What the two references say --------------------------------------------------------------------------
 
 
@@ -253,7 +280,7 @@ def transformers_logits(model: Model, folder: Path, ids: list[int]) -> np.ndarra
     assert not unexpected
     assert [name for name in missing if not re.search(r"inv_freq|embed_scale|lm_head", name)] == []
     with torch.no_grad():
-        return np.array(made(torch.tensor([ids])).logits[0].float())
+        return made(torch.tensor([ids])).logits[0].float().numpy()
 
 
 def transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

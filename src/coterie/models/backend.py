@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from coterie.arrays import Array
 from coterie.formats import Packed
 from coterie.moe import Experts
-from coterie.ops import Routing, RouteSpec
+from coterie.ops import RouteSpec, Routing
 
 Weight = Packed | Array
 
@@ -74,4 +74,8 @@ class Cache(Protocol):
     """The caches of all layers of one sequence."""
 
     length: int
-    layers: Sequence[LayerCache]
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One for each layer."""
+        ...

@@ -5,10 +5,12 @@ A sliding window's store stops growing at window + chunk - 1 slots: when a chunk
 its first query sees are still there.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from coterie.errors import CapacityError
-from coterie.models.architecture import Architecture
+from coterie.models.architecture import Architecture, Attention
 
 _FIRST = 64
 """Slots of a new store; short generations never grow beyond it."""
@@ -43,11 +45,6 @@ class LayerStore:
         """Slots of the store as it is now."""
         return self._keys.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both stores."""
-        return self._keys.nbytes + self._values.nbytes
-
     def _grow(self, capacity: int) -> None:
         """More slots. A store below its limit has never wrapped, so positions are slots and are copied."""
         for name in ("_keys", "_values"):
@@ -65,25 +62,27 @@ class KeyValueCache:
         self.length = 0
         self.chunk = chunk
         self.limit = limit
-        self.layers = [
-            LayerStore(
-                layer.attention.n_kv_heads,
-                layer.attention.head_dim,
-                limit if layer.attention.window is None else min(limit, layer.attention.window + chunk - 1),
-            )
-            for layer in architecture.layers
+        attentions = [layer.attention for layer in architecture.layers]
+        self.layers: Sequence[LayerStore] = [
+            LayerStore(a.n_kv_heads, a.head_dim, n_slots(a, chunk, limit)) for a in attentions
         ]
 
     def check_room(self, n_tokens: int) -> None:
         """`CapacityError` if so many more tokens do not fit."""
         if self.length + n_tokens > self.limit:
             raise CapacityError(
-                f"{self.length} tokens and {n_tokens} more are too many for a cache of {self.limit}; shorten the prompt "
-                "or ask for fewer tokens",
+                f"{self.length} tokens and {n_tokens} more are too many for a cache of {self.limit}; shorten the "
+                "prompt or ask for fewer tokens",
                 code="cache_full",
             )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all stores."""
-        return sum(layer.nbytes for layer in self.layers)
+    @staticmethod
+    def nbytes_for(architecture: Architecture, *, chunk: int, limit: int) -> int:
+        """Bytes that all stores take once `limit` tokens are in them."""
+        attentions = [layer.attention for layer in architecture.layers]
+        return sum(2 * 4 * n_slots(a, chunk, limit) * a.n_kv_heads * a.head_dim for a in attentions)
+
+
+def n_slots(attention: Attention, chunk: int, limit: int) -> int:
+    """Slots that a layer's store needs for `limit` tokens appended at most `chunk` at a time."""
+    return limit if attention.window is None else min(limit, attention.window + chunk - 1)

@@ -157,8 +157,8 @@ def _key_value_heads(fields: Fields, own: Fields, *, full: bool) -> tuple[int, i
         global_kv_heads = own_kv_heads
     if listed and (own_dim, own_kv_heads) != (global_dim or own_dim, global_kv_heads):
         raise ConfigError(
-            f"{own.where}: found head_dim {own_dim} and {own_kv_heads} key-value heads, expected those that "
-            f"global_head_dim and num_global_key_value_heads say, {global_dim} and {global_kv_heads}; keep the true ones",
+            f"{own.where}: found head_dim {own_dim} and {own_kv_heads} key-value heads, expected {global_dim} and "
+            f"{global_kv_heads}, as global_head_dim and num_global_key_value_heads say; keep the true ones",
             code="config_contradiction",
         )
     return global_kv_heads, global_dim or own_dim
@@ -201,9 +201,9 @@ _LEFT_OUT = (
 
 def name_map(config: Mapping[str, Any]) -> NameMap:
     """Published names to MLX's: the text decoder below `language_model.model`, experts' gate and up rows apart."""
-    expert_renames = (Rename(r"(model\..*\.experts)\.down_proj", r"\1.switch_glu.down_proj.weight"),)
+    renames: tuple[Rename, ...] = (Rename(r"(model\..*\.experts)\.down_proj", r"\1.switch_glu.down_proj.weight"),)
     if config["model_type"] != "gemma4_text":
-        expert_renames = (
+        renames = (
             Rename(
                 r"model\.language_model\.(.*\.experts)\.down_proj",
                 r"language_model.model.\1.switch_glu.down_proj.weight",
@@ -213,7 +213,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
         )
     return NameMap(
         drops=_LEFT_OUT,
-        renames=expert_renames,
+        renames=renames,
         splits=(
             Split(
                 r"(.*\.experts)\.gate_up_proj",

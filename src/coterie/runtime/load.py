@@ -1,0 +1,69 @@
+"""`load`: from a folder or an id of the hub to a `Model`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from coterie.checkpoint import Checkpoint, open_checkpoint
+from coterie.errors import ArgumentError, BackendUnavailableError
+from coterie.models.decoder import Decoder
+from coterie.models.description import Description
+from coterie.models.description import describe as describe_checkpoint
+from coterie.models.families import family_of
+from coterie.models.weights import read_weights
+from coterie.ops import dispatch
+from coterie.runtime.model import Model
+from coterie.runtime.tokenizer import read_tokenizer
+
+_NOT_YET = {
+    "mlx": "the operations run on MLX arrays, but whole models run on the CPU so far",
+    "cuda": "whole models run on the CPU so far",
+}
+
+
+def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Model:
+    """Load a model in MLX's format: a folder, an id of the hub ("owner/name"), or None for the bundled model.
+
+    Every byte of the weights is checked once; they then stay in the mapped files. device is "auto" or "cpu": this
+    version runs whole models on the CPU, and any other known device is a `BackendUnavailableError`. `CheckpointError`,
+    `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint.
+    """
+    started = time.perf_counter()
+    backend = _decoder_backend(device)
+    with open_checkpoint(_location(path_or_repo)) as checkpoint:
+        family = family_of(checkpoint.config)
+        architecture = family.architecture(checkpoint.config)
+        weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
+        tokenizer = read_tokenizer(checkpoint, architecture.vocab_size)
+        description = describe_checkpoint(architecture, checkpoint)
+        decoder = Decoder(architecture, weights, backend)
+        return Model(decoder, tokenizer, checkpoint.config, description, load_seconds=time.perf_counter() - started)
+
+
+def describe(path_or_repo: str | Path | None = None) -> Description:
+    """What a checkpoint holds, from its headers and its config alone; the same errors as `load`."""
+    with open_checkpoint(_location(path_or_repo), scan=False) as checkpoint:
+        return describe_open(checkpoint)
+
+
+def describe_open(checkpoint: Checkpoint) -> Description:
+    """`describe` of a checkpoint that is open already."""
+    return describe_checkpoint(family_of(checkpoint.config).architecture(checkpoint.config), checkpoint)
+
+
+def _location(path_or_repo: str | Path | None) -> str | Path:
+    if path_or_repo is not None:
+        return path_or_repo
+    from coterie import bundled
+
+    return bundled.path()
+
+
+def _decoder_backend(device: str) -> Any:
+    if device in ("auto", "cpu"):
+        return dispatch.decoder("cpu")
+    if device in _NOT_YET:
+        raise BackendUnavailableError(
+            f"device {device!r}: {_NOT_YET[device]}; use device='cpu'", code=f"device_{device}"
+        )
+    raise ArgumentError(f"device is {device!r}, expected 'auto' or 'cpu'", code="device")

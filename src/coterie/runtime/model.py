@@ -1,0 +1,155 @@
+"""`Model`: a loaded checkpoint, ready to compute logits and to write text."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coterie.errors import CapacityError, RequestError
+from coterie.models.decoder import Decoder
+from coterie.models.description import Description
+from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.generation import CHUNK, Generation, Stream, chunks
+from coterie.runtime.request import check_encodable, checked, checked_ids
+from coterie.runtime.sampling import check_finite
+from coterie.runtime.tokenizer import Tokenizer
+
+
+class Model:
+    """A model in memory. It keeps no state between calls, so several threads may use one.
+
+    config: the checkpoint's config.json as it is. tokenizer: text to token ids and back.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        config: Mapping[str, Any],
+        description: Description,
+        *,
+        load_seconds: float = 0.0,
+    ) -> None:
+        """Made by `load`."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self._decoder = decoder
+        self._description = description
+        self._load_seconds = load_seconds
+
+    def __repr__(self) -> str:
+        about = self._description
+        return (
+            f"<Model {about.family}, {about.n_parameters:,} parameters, {about.n_active_parameters:,} of them active>"
+        )
+
+    def describe(self) -> Description:
+        """Family, sizes, formats by layer, experts, parameters and bytes read for one token."""
+        return self._description
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Logits f32 [T, vocab_size]: row t belongs to the token that follows token_ids[: t + 1].
+
+        `RequestError` for no ids, for ids outside of the vocabulary and for more than the context holds; `NumericError`
+        for logits that are not finite.
+        """
+        architecture = self._decoder.architecture
+        ids = checked_ids(token_ids, architecture.vocab_size, architecture.context_length)
+        cache = KeyValueCache(architecture, chunk=min(CHUNK, len(ids)), limit=len(ids))
+        out = np.empty((len(ids), architecture.vocab_size), np.float32)
+        for chunk in chunks(ids, cache.chunk):
+            begin = cache.length
+            out[begin : begin + len(chunk)] = self._decoder.logits(self._decoder.hidden(chunk, cache))
+        check_finite(out)
+        return out
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Generation:
+        """Continue `prompt`, a text or token ids, and return the whole. The arguments are those of `stream`."""
+        stream = self.stream(
+            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
+        for _ in stream:
+            pass
+        return stream.generation
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Stream:
+        """Continue `prompt` in pieces of text; the stream's `generation` has the rest.
+
+        temperature 0 always takes the likeliest token. Otherwise one is drawn, after temperature, among the `top_k`
+        likeliest (0: all) and of those among the fewest that hold a share of `top_p`; the same `seed` draws the same
+        tokens. The text ends before the first of the `stop` strings, at an end-of-text token, after max_tokens, or
+        where the model's context ends. Special tokens that are spelled out in a text prompt stay text; give ids to
+        place them.
+
+        `RequestError` for arguments that cannot be met, `NumericError` for logits that are not finite,
+        `CapacityError` for a cache that is larger than the machine's memory.
+        """
+        architecture = self._decoder.architecture
+        request = checked(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            vocab_size=architecture.vocab_size,
+            context_length=architecture.context_length,
+        )
+        ids = self._prompt_ids(prompt)
+        n_positions = min(len(ids) + request.max_tokens, architecture.context_length)
+        check_memory(KeyValueCache.nbytes_for(architecture, chunk=CHUNK, limit=n_positions))
+        return Stream(self._decoder, self.tokenizer, ids, request, load_seconds=self._load_seconds)
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        architecture = self._decoder.architecture
+        if isinstance(prompt, str):
+            check_encodable("prompt", prompt)
+            prompt = self.tokenizer.encode(prompt)
+        ids = checked_ids(prompt, architecture.vocab_size, architecture.context_length, "prompt")
+        if len(ids) == architecture.context_length:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, which fill the model's context and leave no room for one more; "
+                "shorten it",
+                code="request_context",
+            )
+        return ids
+
+
+def check_memory(nbytes: int) -> None:
+    """`CapacityError` for more bytes than the machine has."""
+    total = _physical_memory()
+    if nbytes > total:
+        raise CapacityError(
+            f"the keys and values of so many tokens take {nbytes / 2**30:.1f} GiB, and the machine has "
+            f"{total / 2**30:.1f}; shorten the prompt or ask for fewer tokens",
+            code="cache_memory",
+        )
+
+
+def _physical_memory() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf

@@ -1,0 +1,132 @@
+"""What a caller may ask of a generation, checked at the door: a refusal is a `RequestError` that names the field."""
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.errors import RequestError
+
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request. temperature 0 is greedy, top_k 0 and top_p 1 mean no restriction, seed None a fresh one."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+def checked(
+    *,
+    max_tokens: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    seed: Any,
+    stop: Any,
+    vocab_size: int,
+    context_length: int,
+) -> Request:
+    """The request, or a `RequestError` for the first field that cannot be met."""
+    return Request(
+        max_tokens=_integer("max_tokens", max_tokens, 1, context_length, "the model's context length"),
+        temperature=_number("temperature", temperature, 0.0, math.inf, "0 (greedy) or more"),
+        top_k=_integer("top_k", top_k, 0, vocab_size, "the vocabulary's size"),
+        top_p=_number("top_p", top_p, math.nextafter(0.0, 1.0), 1.0, "above 0 and at most 1"),
+        seed=None if seed is None else _integer("seed", seed, 0, 2**64 - 1, "2^64 - 1"),
+        stop=_stops(stop),
+    )
+
+
+def checked_ids(token_ids: Any, vocab_size: int, context_length: int, what: str = "token_ids") -> list[int]:
+    """A sequence of token ids as a list of ints: not empty, each in the vocabulary, no more than the context holds."""
+    if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Iterable):
+        raise _refused(what, token_ids, "a sequence of integers")
+    ids = []
+    for position, value in enumerate(token_ids):
+        if position >= context_length:
+            raise RequestError(
+                f"{what}: more than {context_length} tokens, expected at most the model's context length; shorten it",
+                code="request_context",
+            )
+        try:
+            index = -1 if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            index = -1
+        if not 0 <= index < vocab_size:
+            raise _refused(f"{what}[{position}]", value, f"an integer from 0 to {vocab_size - 1}")
+        ids.append(index)
+    if not ids:
+        raise RequestError(f"{what} is empty, expected at least one token", code="request_empty")
+    return ids
+
+
+def _integer(name: str, value: Any, low: int, high: int, high_is: str) -> int:
+    expected = f"an integer from {low} to {high} ({high_is})"
+    if isinstance(value, bool):
+        raise _refused(name, value, expected)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _refused(name, value, expected) from None
+    if not low <= number <= high:
+        raise _refused(name, value, expected)
+    return number
+
+
+def _number(name: str, value: Any, low: float, high: float, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refused(name, value, f"a number, {expected}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
+        raise _refused(name, value, f"a finite number, {expected}")
+    return number
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        stop = (stop,)
+    if not isinstance(stop, Sequence) or isinstance(stop, bytes):
+        raise _refused("stop", stop, "a text or a sequence of texts")
+    if len(stop) > MAX_STOPS:
+        raise RequestError(f"stop has {len(stop)} texts, expected at most {MAX_STOPS}", code="request_stop")
+    for index, text in enumerate(stop):
+        name = f"stop[{index}]"
+        if not isinstance(text, str) or not text:
+            raise _refused(name, text, "a text that is not empty")
+        if len(text) > MAX_STOP_LENGTH:
+            raise RequestError(
+                f"{name} has {len(text)} characters, expected at most {MAX_STOP_LENGTH}", code="request_stop"
+            )
+        check_encodable(name, text)
+    return tuple(stop)
+
+
+def check_encodable(name: str, text: str) -> None:
+    """`RequestError` for a text with half of a surrogate pair in it: no sequence of bytes spells it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} has a lone surrogate {text[error.start]!a} at character {error.start}, expected text that UTF-8 "
+            "can hold; decode its source as UTF-8",
+            code="request_encoding",
+        ) from None
+
+
+def _refused(name: str, value: Any, expected: str) -> RequestError:
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge integer"
+    if len(shown) > 60:
+        shown = f"{shown[:57]}..."
+    return RequestError(f"{name} is {shown}, expected {expected}", code=f"request_{name.partition('[')[0]}")

@@ -1,0 +1,182 @@
+"""The tokenizer of a checkpoint: tokenizer.json, read strictly and checked against the model, and where texts end."""
+
+import functools
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from coterie.checkpoint import Checkpoint
+from coterie.checkpoint.strict_json import parse
+from coterie.errors import CheckpointError, ConfigError
+from coterie.runtime.detokenizer import Detokenizer, spelling
+from coterie.runtime.request import check_encodable
+
+_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to token ids and back. `eos_ids` are the tokens that end a text."""
+
+    def __init__(self, definition: bytes, *, vocab_size: int, eos_ids: Iterable[int], where: str = _FILE) -> None:
+        """`definition` is the content of a tokenizer.json; `vocab_size` the number of rows of the model's embedding."""
+        self.vocab_size = vocab_size
+        self.eos_ids = frozenset(eos_ids)
+        fields = parse(definition, where, CheckpointError, prefix="tokenizer")
+        if not isinstance(fields, dict):
+            raise _damaged(where, f"a JSON {type(fields).__name__}, expected an object")
+        special = _check_definition(fields, vocab_size, where)
+        self._spelling = spelling(fields.get("decoder"))
+        self._inner = _build(definition, where)
+        self._special = frozenset(special)
+        self._bytes_of = functools.cache(self._spell)
+        self._encoding = threading.Lock()
+        self._check_ids(where)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """The ids of `text`, with what the tokenizer puts around a text (a beginning-of-text token).
+
+        special_tokens: a special token spelled out in `text` becomes that token; by default it stays text.
+        """
+        check_encodable("text", text)
+        with self._encoding:
+            self._inner.encode_special_tokens = not special_tokens
+            return list(self._inner.encode(text, add_special_tokens=True).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=True))
+
+    def detokenizer(self) -> Detokenizer:
+        """A stream from ids to the text that continues a prompt."""
+        return Detokenizer(self._bytes_of)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its spelling in the vocabulary."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
+    def _spell(self, token_id: int) -> bytes:
+        token = None if token_id in self._special else self._inner.id_to_token(token_id)
+        return b"" if token is None else self._spelling.bytes_of(token)
+
+    def _check_ids(self, where: str) -> None:
+        vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise _damaged(where, "no tokens, expected a vocabulary")
+        token, highest = max(vocabulary.items(), key=lambda item: item[1])
+        if highest >= self.vocab_size:
+            raise CheckpointError(
+                f"{where}: token {token[:40]!r} has id {highest}, expected ids below {self.vocab_size}, the rows of "
+                "the embedding; the tokenizer belongs to another model",
+                code="tokenizer_ids",
+            )
+        if len(set(vocabulary.values())) != len(vocabulary):
+            raise _damaged(where, "two tokens with the same id, expected one token an id")
+
+
+def _check_definition(fields: dict[str, Any], vocab_size: int, where: str) -> list[int]:
+    """Refuse what the tokenizers library would accept or choke on; returns the ids of special tokens."""
+    added = fields.get("added_tokens") or []
+    model = fields.get("model")
+    if not isinstance(added, list) or not isinstance(model, dict):
+        raise _damaged(where, "no model or added_tokens of another kind, expected an object and a list")
+    if len(added) > vocab_size:
+        raise _damaged(where, f"{len(added)} added tokens, expected at most the {vocab_size} rows of the embedding")
+    ids = [token.get("id") if isinstance(token, dict) else None for token in added]
+    if any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) != len(ids):
+        raise _damaged(where, "added tokens with wrong or equal ids, expected a number of its own for each")
+    vocabulary = model.get("vocab")
+    if model.get("byte_fallback") and isinstance(vocabulary, dict):
+        bad = next((token for token in vocabulary if token.startswith("<0x") and not _is_byte_token(token)), None)
+        if bad is not None:
+            raise _damaged(where, f"the byte token {bad[:40]!r}, expected <0x00> to <0xFF>")
+    return [token["id"] for token in added if token.get("special") is True]
+
+
+def _is_byte_token(token: str) -> bool:
+    digits = token[3:-1]
+    return len(token) == 6 and token[-1] == ">" and all(digit in "0123456789ABCDEFabcdef" for digit in digits)
+
+
+def _build(definition: bytes, where: str) -> Any:
+    from tokenizers import Tokenizer as Library
+
+    try:
+        inner = Library.from_str(definition.decode("utf-8"))
+    except Exception as cause:
+        raise _damaged(where, f"a definition that the tokenizers library refuses ({str(cause)[:200]})") from cause
+    except BaseException as cause:
+        # A panic in the library's Rust code arrives as an exception outside of Exception.
+        if type(cause).__name__ != "PanicException":
+            raise
+        raise _damaged(where, f"a definition on which the tokenizers library fails ({str(cause)[:200]})") from cause
+    # What a file says about truncation would shorten prompts in silence.
+    inner.no_truncation()
+    inner.no_padding()
+    return inner
+
+
+def _damaged(where: str, found: str) -> CheckpointError:
+    return CheckpointError(f"{where}: found {found}; fetch the file again", code="tokenizer_damaged")
+
+
+def read_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> Tokenizer:
+    """The checkpoint's tokenizer. `CheckpointError` if it is missing, damaged or made for another vocabulary."""
+    where = str(checkpoint.path / _FILE)
+    definition = checkpoint.read_member(_FILE)
+    if definition is None:
+        raise CheckpointError(
+            f"{where}: the file is missing, expected beside the weights; fetch the whole checkpoint (a tokenizer in "
+            "another form has to be saved as tokenizer.json first)",
+            code="tokenizer_missing",
+        )
+    tokenizer = Tokenizer(definition, vocab_size=vocab_size, eos_ids=(), where=where)
+    tokenizer.eos_ids = frozenset(_eos_ids(checkpoint, tokenizer))
+    return tokenizer
+
+
+def _eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    """Where texts end: generation_config.json's word, else config.json's, else the tokenizer's own."""
+    nested = checkpoint.config.get("text_config")
+    generation = _member(checkpoint, "generation_config.json")
+    named = _member(checkpoint, "tokenizer_config.json").get("eos_token")
+    sources = (
+        ("generation_config.json", generation.get("eos_token_id")),
+        ("config.json", checkpoint.config.get("eos_token_id")),
+        ("config.json, text_config", nested.get("eos_token_id") if isinstance(nested, Mapping) else None),
+        ("tokenizer_config.json", _id_of_named(tokenizer, named)),
+    )
+    for where, value in sources:
+        if value is not None:
+            return _checked_eos(value, tokenizer.vocab_size, f"{checkpoint.path}: {where}")
+    raise ConfigError(
+        f"{checkpoint.path}: found no end-of-text token, expected eos_token_id in generation_config.json or "
+        "config.json, or eos_token in tokenizer_config.json; add the one the model was trained with",
+        code="eos_missing",
+    )
+
+
+def _member(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    content = checkpoint.read_member(name)
+    if content is None:
+        return {}
+    value = parse(content, str(checkpoint.path / name), ConfigError, prefix="config")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{checkpoint.path / name}: found no JSON object, expected one", code="config_type")
+    return value
+
+
+def _id_of_named(tokenizer: Tokenizer, named: Any) -> int | None:
+    if isinstance(named, Mapping):
+        named = named.get("content")
+    return tokenizer.id_of(named) if isinstance(named, str) else None
+
+
+def _checked_eos(value: Any, vocab_size: int, where: str) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if not ids or any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+        raise ConfigError(
+            f"{where}: eos_token_id is {str(value)[:60]}, expected ids from 0 to {vocab_size - 1}; correct it",
+            code="eos_ids",
+        )
+    return ids

@@ -1,0 +1,204 @@
+"""The decoder's verbs on the CPU against float64: every bound is a small multiple of eps * sqrt(length of the sum)."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from coterie.backends.cpu.decoder import attention, elementwise, matrices
+from coterie.formats import Format, Packed
+from coterie.formats.codec import dequantize_f64, quantize
+from coterie.models.rope import default_rope, proportional_rope, rotation_table
+from models.plain_backend import PlainBackend
+
+EPS = float(np.finfo(np.float32).eps)
+PLAIN = PlainBackend()
+
+
+def worst_row(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest error of a row relative to that row's root mean square."""
+    error = np.abs(found.astype(np.float64) - expected).max(axis=-1)
+    return float((error / np.sqrt(np.mean(expected**2, axis=-1))).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 128), (3, 4, 32), (5, 2816), (2, 16, 512), (7, 131)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_rms_norm(shape: tuple[int, ...], weighted: bool, rng: np.random.Generator) -> None:
+    x = (rng.standard_normal(shape) * 3).astype(np.float32)
+    weight = rng.standard_normal(shape[-1]).astype(np.float32) if weighted else None
+    expected = PLAIN.rms_norm(x.astype(np.float64), weight, 1e-6)
+    assert worst_row(elementwise.rms_norm(x, weight, 1e-6), expected) < 8 * EPS * (1 + np.sqrt(shape[-1]) / 8)
+
+
+def test_rms_norm_of_zeros_and_of_tiny_numbers() -> None:
+    x = np.zeros((2, 64), np.float32)
+    x[1] = 1e-20
+    found = elementwise.rms_norm(x, None, 1e-6)
+    assert np.array_equal(found[0], np.zeros(64))
+    np.testing.assert_allclose(found[1], 1e-17, rtol=1e-5)
+
+
+def test_rms_norm_lets_nan_and_infinity_through() -> None:
+    x = np.ones((3, 8), np.float32)
+    x[0, 3], x[1, 5] = np.nan, np.inf
+    found = elementwise.rms_norm(x, None, 1e-6)
+    assert np.isnan(found[0]).all()
+    assert np.isnan(found[1, 5])
+    assert np.isfinite(found[2]).all()
+
+
+@pytest.mark.parametrize(("n_tokens", "heads", "dims"), [(1, 1, 2), (4, 3, 16), (9, 16, 128), (2, 2, 512)])
+def test_rotary(n_tokens: int, heads: int, dims: int, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
+    frequencies = np.array(default_rope(1e4, dims).frequencies, np.float32)
+    cos, sin = rotation_table(frequencies, 1000, n_tokens)
+    expected = PLAIN.rotary(x.astype(np.float64), cos, sin)
+    assert np.abs(elementwise.rotary(x.copy(), cos, sin) - expected).max() < 8 * EPS * np.abs(x).max()
+
+
+def test_still_pairs_pass_through_unchanged(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((3, 2, 64)).astype(np.float32)
+    frequencies = np.array(proportional_rope(1e6, 64, 0.25).frequencies, np.float32)
+    assert np.count_nonzero(frequencies) == 8
+    found = elementwise.rotary(x.copy(), *rotation_table(frequencies, 5, 3))
+    moved = np.flatnonzero((found != x).any(axis=(0, 1)))
+    assert moved.tolist() == [*range(8), *range(32, 40)]
+
+
+def test_dimensions_beyond_the_rotation_pass_through(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((3, 2, 64)).astype(np.float32)
+    frequencies = np.array(default_rope(1e4, 32).frequencies, np.float32)
+    cos, sin = rotation_table(frequencies, 7, 3)
+    found = elementwise.rotary(x.copy(), cos, sin)
+    assert np.array_equal(found[..., 32:], x[..., 32:])
+    assert np.abs(found - PLAIN.rotary(x.astype(np.float64), cos, sin)).max() < 1e-5
+
+
+def test_softcap(rng: np.random.Generator) -> None:
+    x = (rng.standard_normal((3, 1000)) * 40).astype(np.float32)
+    kept = x.copy()
+    np.testing.assert_allclose(elementwise.softcap(x, 30.0), PLAIN.softcap(kept.astype(np.float64), 30.0), rtol=1e-6)
+    assert np.array_equal(x, kept)
+
+
+ATTENTION = [
+    # tokens, query heads, key-value heads, dims, start, window, capacity
+    (1, 4, 2, 16, 0, None, 8),
+    (1, 4, 2, 16, 99, None, 128),
+    (1, 16, 8, 256, 40, 16, 23),
+    (1, 16, 2, 512, 1000, None, 1024),
+    (1, 3, 3, 32, 30, 31, 31),
+    (2, 4, 1, 64, 0, None, 2),
+    (8, 4, 2, 32, 0, 16, 23),
+    (8, 4, 2, 32, 37, 16, 23),
+    (48, 8, 8, 64, 0, 16, 63),
+    (31, 8, 2, 64, 70, None, 128),
+    (5, 2, 1, 128, 3, 1, 5),
+]
+
+
+@pytest.mark.parametrize(("n_tokens", "heads", "kv_heads", "dims", "start", "window", "capacity"), ATTENTION)
+def test_attention(
+    n_tokens: int,
+    heads: int,
+    kv_heads: int,
+    dims: int,
+    start: int,
+    window: int | None,
+    capacity: int,
+    rng: np.random.Generator,
+) -> None:
+    queries = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
+    keys, values = (rng.standard_normal((kv_heads, capacity, dims)).astype(np.float32) for _ in range(2))
+    poison_unseen(keys, values, start, n_tokens, window)
+    expected = PLAIN.attend(queries, keys, values, start, window, dims**-0.5)
+    found = attention.attend(queries, keys, values, start, window, dims**-0.5)
+    # An error e in a score changes its share by a factor exp(e); scores are sums of `dims` products of size 1.
+    assert worst_row(found, expected) < 16 * EPS * np.sqrt(dims)
+
+
+def poison_unseen(keys: np.ndarray, values: np.ndarray, start: int, n_tokens: int, window: int | None) -> None:
+    """NaN in every slot that no query may look at."""
+    first = 0 if window is None else max(0, start - window + 1)
+    unseen = np.ones(keys.shape[1], bool)
+    unseen[np.arange(first, start + n_tokens) % keys.shape[1]] = False
+    keys[:, unseen] = np.nan
+    values[:, unseen] = np.nan
+
+
+def test_many_queries_equal_one_at_a_time(rng: np.random.Generator) -> None:
+    queries = rng.standard_normal((40, 4, 64)).astype(np.float32)
+    keys, values = (rng.standard_normal((2, 64, 64)).astype(np.float32) for _ in range(2))
+    together = attention.attend(queries, keys, values, 10, None, 0.125)
+    alone = [attention.attend(queries[t : t + 1], keys, values, 10 + t, None, 0.125) for t in range(40)]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=0, atol=2e-6)
+
+
+def test_a_wide_score_is_no_overflow(rng: np.random.Generator) -> None:
+    queries, keys = np.full((2, 1, 16), 50, np.float32), np.full((1, 4, 16), 50, np.float32)
+    keys[0, 0] *= -1
+    values = rng.standard_normal((1, 4, 16)).astype(np.float32)
+    for n_tokens in (1, 2):
+        found = attention.attend(queries[:n_tokens], keys, values, 2, None, 1.0)
+        np.testing.assert_allclose(found[0, 0], values[0, 1:3].mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_long_prompt_needs_little_memory(window: int | None) -> None:
+    n_tokens, dims = 4096, 16
+    queries = np.ones((n_tokens, 4, dims), np.float32)
+    store = np.ones((1, n_tokens, dims), np.float32)
+    attention.attend(queries[:2], store, store, 0, window, 1.0)
+    tracemalloc.start()
+    found = attention.attend(queries, store, store, 0, window, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, 1.0, rtol=1e-5)
+    all_scores = 4 * n_tokens * n_tokens * 4
+    assert peak < all_scores / 12
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_linear_with_plain_weights(dtype: str, n_tokens: int, aligned: bool, rng: np.random.Generator) -> None:
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    weight = as_stored(rng.standard_normal((3000, 200)).astype(kind), aligned)
+    x = rng.standard_normal((n_tokens, 200)).astype(np.float32)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert worst_row(matrices.linear(x, weight), expected) < 4 * EPS * np.sqrt(200)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_rows_of_a_plain_embedding_are_exact(dtype: str, aligned: bool, rng: np.random.Generator) -> None:
+    import ml_dtypes
+
+    weight = as_stored(rng.standard_normal((50, 64)).astype(getattr(ml_dtypes, dtype, dtype)), aligned)
+    found = matrices.embed(weight, [3, 3, 49, 0])
+    assert found.dtype == np.float32
+    assert np.array_equal(found, weight.astype(np.float32)[[3, 3, 49, 0]])
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_packed_embedding(mode: str, dtype: str, rng: np.random.Generator) -> None:
+    import ml_dtypes
+
+    fmt = Format.resolve(mode)
+    whole = rng.standard_normal((50, 128)).astype(getattr(ml_dtypes, dtype, dtype))
+    packed = Packed(*quantize(whole, fmt), fmt.bits, fmt.group_size, fmt.mode)
+    expected = dequantize_f64(packed.codes, packed.scales, packed.biases, fmt)[[7, 0, 7]]
+    found = matrices.embed(packed, [7, 0, 7])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=4 * EPS, atol=4 * EPS)
+
+
+def as_stored(weight: np.ndarray, aligned: bool) -> np.ndarray:
+    """The same numbers, read-only, at an address as a mapped file may have it."""
+    raw = np.frombuffer(bytes(1 - aligned) + weight.tobytes(), np.uint8, offset=1 - aligned)
+    stored = np.ndarray(weight.shape, weight.dtype, buffer=raw)
+    assert aligned or weight.dtype.itemsize == 1 or not stored.flags.aligned
+    return stored
