@@ -4,6 +4,7 @@ huggingface_hub does the work: it caches, resumes, verifies, honours HF_HUB_OFFL
 progress on stderr. Only the files that Coterie reads are fetched; code is not among them.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ def local_folder(path_or_repo: str | Path) -> Path:
     out of reach, or may not be asked.
     """
     path = Path(path_or_repo)
-    if path.is_dir():
+    # os.path answers False where pathlib raises (names that are too long) or means another ("" is not here).
+    if os.path.isdir(path_or_repo):
         return path
-    if path.exists():
+    if os.path.exists(path_or_repo):
         raise ArgumentError(
             f"{path}: found a file, expected the folder that holds config.json and the weights", code="not_a_folder"
         )
@@ -45,7 +47,7 @@ def _snapshot(repo: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(PATTERNS), ignore_patterns="*/*"))
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _failed(
             repo,
             "hub_offline",
