@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint: tokenizer.json, read strictly and checked against the model, and where texts end."""
 
 import functools
+import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -138,17 +139,17 @@ def read_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> Tokenizer:
 def _eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
     """Where texts end: generation_config.json's word, else config.json's, else the tokenizer's own."""
     nested = checkpoint.config.get("text_config")
-    generation = _member(checkpoint, "generation_config.json")
-    named = _member(checkpoint, "tokenizer_config.json").get("eos_token")
     sources = (
-        ("generation_config.json", generation.get("eos_token_id")),
+        ("generation_config.json", _generation_config(checkpoint).get("eos_token_id")),
         ("config.json", checkpoint.config.get("eos_token_id")),
         ("config.json, text_config", nested.get("eos_token_id") if isinstance(nested, Mapping) else None),
-        ("tokenizer_config.json", _id_of_named(tokenizer, named)),
     )
     for where, value in sources:
         if value is not None:
             return _checked_eos(value, tokenizer.vocab_size, f"{checkpoint.path}: {where}")
+    named = _named_eos(checkpoint, tokenizer)
+    if named is not None:
+        return [named]
     raise ConfigError(
         f"{checkpoint.path}: found no end-of-text token, expected eos_token_id in generation_config.json or "
         "config.json, or eos_token in tokenizer_config.json; add the one the model was trained with",
@@ -156,17 +157,27 @@ def _eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
     )
 
 
-def _member(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    name = "generation_config.json"
     content = checkpoint.read_member(name)
-    if content is None:
-        return {}
-    value = parse(content, str(checkpoint.path / name), ConfigError, prefix="config")
+    value = {} if content is None else parse(content, str(checkpoint.path / name), ConfigError, prefix="config")
     if not isinstance(value, dict):
         raise ConfigError(f"{checkpoint.path / name}: found no JSON object, expected one", code="config_type")
     return value
 
 
-def _id_of_named(tokenizer: Tokenizer, named: Any) -> int | None:
+def _named_eos(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
+    """The id of `eos_token` in tokenizer_config.json, which is a text or an object with the text as its `content`."""
+    name = "tokenizer_config.json"
+    content = checkpoint.read_member(name)
+    try:
+        # Read leniently: these files are full of numbers of 30 digits ("no limit"), and only one text is wanted here.
+        value = {} if content is None else json.loads(content)
+    except (ValueError, RecursionError) as cause:
+        raise ConfigError(
+            f"{checkpoint.path / name}: found broken JSON; fetch it again", code="config_not_json"
+        ) from cause
+    named = value.get("eos_token") if isinstance(value, Mapping) else None
     if isinstance(named, Mapping):
         named = named.get("content")
     return tokenizer.id_of(named) if isinstance(named, str) else None
