@@ -36,6 +36,7 @@ def info(
         console = stdout()
         console.print(Text(f"{description.family} · {visible(model or 'the bundled model')}", style="bold"))
         console.print(facts(description))
+        console.print()
         console.print(table(description))
 
 
@@ -70,13 +71,13 @@ def layers_text(windows: Sequence[int | None]) -> str:
 
 def table(model: "Description") -> Table:
     """The matrices, layers that agree in one line, and all vectors (norms, scales) together in the last."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     grid.add_column("matrix", overflow="fold")
     grid.add_column("layers", overflow="fold")
     grid.add_column("shape", justify="right", no_wrap=True)
     grid.add_column("format", no_wrap=True)
     grid.add_column("size", justify="right", no_wrap=True)
-    grid.add_column("per token", justify="right", no_wrap=True)
+    grid.add_column("a token", justify="right", no_wrap=True)
     vectors = [weight for weight in model.weights if len(weight.shape) == 1]
     for rows in alike(weight for weight in model.weights if len(weight.shape) > 1):
         layers = ranges(row.layer for row in rows if row.layer is not None)
@@ -88,8 +89,8 @@ def table(model: "Description") -> Table:
 
 
 def short(name: str) -> str:
-    """ "4 bits / 64" for "affine 4 bits, group 64"; other formats have short names."""
-    return name.removeprefix("affine ").replace(", group ", " / ")
+    """ "4bit g64" for "affine 4 bits, group 64"; other formats have short names."""
+    return name.removeprefix("affine ").replace(" bits, group ", "bit g")
 
 
 def sizes(weights: Sequence["WeightDescription"]) -> tuple[str, str]:
