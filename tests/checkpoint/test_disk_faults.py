@@ -286,5 +286,5 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(files, "disk", Cutting())
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(path)
+        SafetensorsFile(path / "model.safetensors")
     assert caught.value.code == "file_changed"

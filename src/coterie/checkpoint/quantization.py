@@ -152,11 +152,12 @@ def _format(entry: Mapping[str, Any], where: str) -> Format:
 
 
 def _inferred(path: str, words: int, n_groups: int, scale_dtype: str, in_dims: int) -> Format:
-    bits, bits_rest = divmod(words * 32, in_dims) if in_dims > 0 else (0, 1)
-    group_size, group_rest = divmod(in_dims, n_groups) if n_groups > 0 else (0, 1)
+    """The one format whose widths these can be; `_check_fit` then sees whether they are exactly that."""
+    bits = words * 32 // in_dims if in_dims > 0 else 0
+    group_size = in_dims // n_groups if n_groups > 0 else 0
     found = f"{words} words and {n_groups} {scale_dtype} scales a row for {in_dims} inputs"
     mode = "affine" if scale_dtype != "uint8" else _BYTE_SCALE_MODES.get((bits, group_size))
-    if bits_rest or group_rest or mode is None:
+    if mode is None:
         raise _mismatch(path, "packed_width", found, "the widths of one of MLX's formats")
     try:
         return Format.resolve(mode, bits, group_size)
