@@ -21,12 +21,14 @@ from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.kernels.activation import glu_vectors
 from coterie.backends.cpu.layout import activation_order
-from coterie.backends.cpu.linear import chunk_rows, matrix_for
+from coterie.backends.cpu.linear import chunk_rows
 from coterie.backends.cpu.matrix import Matrix, matrix_of
 from coterie.backends.cpu.pool import Pool, address_of, get_pool
 from coterie.backends.cpu.prepare import job, prepare_phase, row_bytes, sums_group
 
-GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(13)
+GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(
+    13
+)
 SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION = 13, 14, 15, 16
 
 DOWN, N_GROUPS, OUT, OUT_STRIDE, TOKENS, WEIGHTS, N_TOKENS, N_OUT = 0, 1, 9, 10, 11, 12, 16, 5
@@ -39,7 +41,11 @@ def _make_gate_up(isa_index: int) -> Any:
     def gate_up(a: Any, unit: int, thread: int) -> None:
         """Unit: one chunk of an expert's hidden values, for all tokens of its group."""
         group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-        expert, first, count = load_i64(a[GROUPS], 3 * group), load_i64(a[GROUPS], 3 * group + 1), load_i64(a[GROUPS], 3 * group + 2)
+        expert, first, count = (
+            load_i64(a[GROUPS], 3 * group),
+            load_i64(a[GROUPS], 3 * group + 1),
+            load_i64(a[GROUPS], 3 * group + 2),
+        )
         row = chunk * a[CHUNK]
         n_rows = min(a[CHUNK], a[N_HIDDEN] - row)
         scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
@@ -170,7 +176,14 @@ def _layer_of(experts: Any) -> _Layer:
     places = np.empty_like(order)
     places[order] = np.arange(len(order), dtype=order.dtype)
     return _Layer(
-        gate, up, down, places, factors[places], ACTIVATION_INDEX[experts.activation], experts.n_experts, experts.intermediate
+        gate,
+        up,
+        down,
+        places,
+        factors[places],
+        ACTIVATION_INDEX[experts.activation],
+        experts.n_experts,
+        experts.intermediate,
     )
 
 

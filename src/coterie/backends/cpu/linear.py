@@ -22,7 +22,11 @@ def _project(a: Any, unit: int, thread: int) -> None:
     """Unit: one chunk of the matrix's rows for one group. Groups are (expert, first place, count); INPUTS and OUTPUTS hold an
     address for each place."""
     group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-    expert, first, count = load_i64(a[GROUPS], 3 * group), load_i64(a[GROUPS], 3 * group + 1), load_i64(a[GROUPS], 3 * group + 2)
+    expert, first, count = (
+        load_i64(a[GROUPS], 3 * group),
+        load_i64(a[GROUPS], 3 * group + 1),
+        load_i64(a[GROUPS], 3 * group + 2),
+    )
     row = chunk * a[CHUNK]
     n_rows = min(a[CHUNK], a[N_ROWS] - row)
     scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
@@ -43,7 +47,9 @@ def chunk_rows(n_rows: int, n_groups: int, n_threads: int) -> int:
     return max(16, min(p.MAX_ROWS, wanted // 16 * 16))
 
 
-def project(pool: Pool, matrix: Matrix, x: np.ndarray, out: np.ndarray, groups: np.ndarray, lhs: np.ndarray, places: np.ndarray) -> None:
+def project(
+    pool: Pool, matrix: Matrix, x: np.ndarray, out: np.ndarray, groups: np.ndarray, lhs: np.ndarray, places: np.ndarray
+) -> None:
     """out[places[i]] = x[lhs[i]] times the matrix of i's group.
 
     x f32 [B, K], out f32 [R, N] contiguous; groups int64 [G, 3] of (expert, first, count) over i; lhs, places integers [R].
@@ -64,16 +70,6 @@ def project(pool: Pool, matrix: Matrix, x: np.ndarray, out: np.ndarray, groups: 
     )  # fmt: skip
     units = len(groups) * n_chunks
     pool.run(prepare_phase(matrix.layout, x, prepared), (job("project", lambda: _project), arguments, units))
-
-
-def quantized_matmul(x: np.ndarray, packed: Packed, transpose: bool) -> np.ndarray:
-    """x [R, K] @ w.T for w packed [N, K] (or x @ w for transpose=False): x's dtype."""
-    if not transpose:
-        from coterie.backends.cpu.columns import multiply_columns
-
-        every = np.arange(len(x))
-        return multiply_columns(x, packed, every, np.zeros(len(x), np.int64))
-    return linear(x, matrix_for(packed)).astype(x.dtype, copy=False)
 
 
 def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
@@ -111,48 +107,7 @@ def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.ascontiguousarray(np.stack([chosen, first, counts], 1), np.int64)
 
 
-def gather_qmm(
-    x: np.ndarray, packed: Packed, lhs: np.ndarray, rhs: np.ndarray, transpose: bool, _sorted_indices: bool
-) -> np.ndarray:
-    """x [B, M, K][lhs] times packed [E, N, K][rhs]: [R, M, N] in x's dtype."""
-    n_tokens = x.shape[1]
-    rows, experts = _spread(lhs, rhs, n_tokens)
-    flat = x.reshape(-1, x.shape[-1])
-    if not transpose:
-        from coterie.backends.cpu.columns import multiply_columns
-
-        out = multiply_columns(flat, packed, rows, experts)
-    else:
-        out = _gathered(flat, matrix_for(packed), rows, experts)
-    return out.reshape(len(lhs), n_tokens, -1).astype(x.dtype, copy=False)
-
-
-def gather_mm(a: np.ndarray, b: np.ndarray, lhs: np.ndarray, rhs: np.ndarray, _sorted_indices: bool) -> np.ndarray:
-    """a [B, M, K][lhs] @ b [E, K, N][rhs]: [R, M, N] in a's dtype. b is dense, or the transposed view of a dense array."""
-    n_tokens = a.shape[1]
-    rows, experts = _spread(lhs, rhs, n_tokens)
-    flat = a.reshape(-1, a.shape[-1])
-    if b.strides[1] == b.itemsize:
-        out = _gathered(flat, matrix_of(b.swapaxes(1, 2)), rows, experts)
-    else:
-        from coterie.backends.cpu.columns import multiply_columns
-
-        out = multiply_columns(flat, b, rows, experts)
-    return out.reshape(len(lhs), n_tokens, -1).astype(a.dtype, copy=False)
-
-
-def matvec(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """weight [N, K] @ x [K] in x's dtype."""
-    return linear(x[None], matrix_of(weight))[0].astype(x.dtype, copy=False)
-
-
-def _spread(lhs: np.ndarray, rhs: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The row of flattened activations, and the matrix, of each of the R * M result rows."""
-    rows = lhs.astype(np.int64)[:, None] * n_tokens + np.arange(n_tokens)
-    return rows.reshape(-1), np.repeat(rhs.astype(np.int64), n_tokens)
-
-
-def _gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
+def gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), matrix.n_rows), np.float32)
     pool = get_pool()
     step = max(1, _MAX_PREPARED // row_bytes(matrix.layout, matrix.n_inputs))

@@ -34,7 +34,9 @@ def _prepare_rows(a: Any, unit: int, _thread: int) -> None:
             else:
                 for place in range(block):
                     source = base + load_u32(a[ORDER], place)
-                    value = load_f32(x, source) * load_f32(a[FACTOR], place) if source < n_inputs else types.float32(0.0)
+                    value = (
+                        load_f32(x, source) * load_f32(a[FACTOR], place) if source < n_inputs else types.float32(0.0)
+                    )
                     store_f32(prepared, base + place, value)
         if group > 0:
             sums = n_blocks * block

@@ -41,7 +41,9 @@ def sums_offset(isa: Isa) -> int:
 
 
 @numba.njit
-def multiply(scratch: Any, sums: Any, matrix: Any, expert: Any, row: Any, n_rows: Any, inputs: Any, n_tokens: Any, tile: Any) -> None:
+def multiply(
+    scratch: Any, sums: Any, matrix: Any, expert: Any, row: Any, n_rows: Any, inputs: Any, n_tokens: Any, tile: Any
+) -> None:
     """tile[token, i] = weight row (row + i) of `expert` . prepared activations of the token, plus what the matrix adds.
 
     tile: address of f32 [n_tokens, MAX_ROWS]; inputs: address of int64 addresses of the tokens' prepared rows.

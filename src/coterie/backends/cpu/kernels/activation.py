@@ -76,7 +76,9 @@ def _sigmoid(v: Vectors, value: Any) -> Any:
 def exponential(v: Vectors, value: Any) -> Any:
     """e^value to about 2 units in the last place; infinity above 88.73, zero below -104, NaN for NaN."""
     b = v.builder
-    clamped = _below(v, b.select(b.fcmp_ordered("<", value, v.floats_of(-104.0)), v.floats_of(-104.0), value), v.floats_of(89.0))
+    clamped = _below(
+        v, b.select(b.fcmp_ordered("<", value, v.floats_of(-104.0)), v.floats_of(-104.0), value), v.floats_of(89.0)
+    )
     scaled = b.fmul(clamped, v.floats_of(math.log2(math.e)))
     whole = v.call(f"llvm.rint.v{v.lanes}f32", v.floats, [scaled])
     rest = v.fma(whole, v.floats_of(-_LN2_HIGH), clamped)

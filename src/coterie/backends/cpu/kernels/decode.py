@@ -158,7 +158,9 @@ def load_scales(v: Vectors, layout: Layout, address: Any, block: Any, n_groups: 
     for place in range(count):
         group = b.add(first, v.integer(place))
         group = b.select(b.icmp_signed("<", group, last), group, last)
-        raw = b.insert_element(raw, v.load(element, b.add(address, b.mul(group, v.integer(width)))), ir.Constant(I32, place))
+        raw = b.insert_element(
+            raw, v.load(element, b.add(address, b.mul(group, v.integer(width)))), ir.Constant(I32, place)
+        )
     return to_floats(v, layout.scale, raw)
 
 

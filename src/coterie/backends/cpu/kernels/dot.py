@@ -29,7 +29,9 @@ def dot_row(
     def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         names = ("codes", "scales", "biases", "n_inputs", "inputs", "out", "out_stride")
         named = dict(zip(names, args[3:], strict=True))
-        Vectors(builder, layout.isa).for_count(args[2], most, lambda count: _DotRow(builder, layout, count, named).emit())
+        Vectors(builder, layout.isa).for_count(
+            args[2], most, lambda count: _DotRow(builder, layout, count, named).emit()
+        )
         return context.get_dummy_value()
 
     return types.void(key, most_tokens, *[types.int64] * 8), codegen

@@ -46,7 +46,9 @@ def _block_of(v: Vectors, layout: Layout, panel: Any, index: Any) -> Any:
     return v.builder.add(panel, v.builder.mul(index, v.integer(4 * layout.block)))
 
 
-def _unpack_block(v: Vectors, layout: Layout, row: Any, block: Any, place: Any, n_valid: Any | None, n_inputs: Any) -> None:
+def _unpack_block(
+    v: Vectors, layout: Layout, row: Any, block: Any, place: Any, n_valid: Any | None, n_inputs: Any
+) -> None:
     b = v.builder
     codes, scales, biases = row
     fields = decode_fields(v, layout, b.add(codes, b.mul(block, v.integer(layout.block_bytes))), n_valid)
