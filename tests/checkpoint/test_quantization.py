@@ -184,7 +184,8 @@ def test_declared_and_absent(tmp_path: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         write_checkpoint(tmp_path / "absent", plain, config)
     assert caught.value.code == "quantization_absent"
-    for unknown in (True, False, {"bits": 4}):
+    write_checkpoint(tmp_path / "off", packed, {**CONFIG, "quantization": {**TOP, "vision_tower": False}})
+    for unknown in (True, {"bits": 4}):
         with pytest.raises(ConfigError, match="symmetric"):
             write_checkpoint(tmp_path / "unknown", packed, {**CONFIG, "quantization": {**TOP, "symmetric": unknown}})
     write_checkpoint(tmp_path / "undeclared", packed, CONFIG)

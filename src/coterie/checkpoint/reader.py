@@ -218,8 +218,8 @@ def _check_declared(checkpoint: Checkpoint) -> None:
             "scales, expected both or neither; fetch the weights again, or remove the declaration",
             code="quantization_absent",
         )
-    for path in checkpoint.rules.entries:
-        if "." not in path and f"{path}.weight" not in checkpoint.infos:
+    for path, fmt in checkpoint.rules.entries.items():
+        if fmt is not None and "." not in path and f"{path}.weight" not in checkpoint.infos:
             raise ConfigError(
                 f'{checkpoint.path / CONFIG}: "quantization": found {show(path)}, neither a known setting nor a '
                 "module of this checkpoint, expected one of them; remove it if it has no meaning",
