@@ -4,9 +4,9 @@ In: a path. Out: read-only NumPy arrays without a copy, whatever their alignment
 Refused: everything that `header.py` names, and anything but a regular file.
 
 A map has one danger that no check removes: if another program shortens the file *in place*, or the disk fails beneath
-it, touching the lost pages ends the process (SIGBUS) instead of raising. Writers that replace by rename, as this library
-and the hub's client do, are harmless: the map keeps the old file. `array` and `check_unchanged` look at the file again
-and raise when it has changed.
+it, touching the lost pages ends the process (SIGBUS) instead of raising. Writers that replace by rename, as this
+library and the hub's client do, are harmless: the map keeps the old file. `array` and `check_unchanged` look at the
+file again and raise when it has changed.
 """
 
 import mmap
