@@ -1,7 +1,8 @@
 """Which kind of array is this? NumPy, PyTorch or MLX, found without importing what the user has not imported.
 
-A library that was never imported cannot have made the array in hand, so `sys.modules` is all that is asked. CPU tensors of
-PyTorch become NumPy views of the same memory (bfloat16 through ml_dtypes), and results go back the same way: no copy.
+A library that was never imported cannot have made the array in hand, so `sys.modules` is all that is asked. CPU tensors
+of PyTorch become NumPy views of the same memory (bfloat16 through ml_dtypes), and results go back the same way: no
+copy.
 """
 
 import sys
@@ -38,8 +39,8 @@ def kind_of(array: Array) -> Kind:
     if mlx is not None and isinstance(array, mlx.array):
         return "mlx"
     raise ArgumentError(
-        f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an MLX array; "
-        "convert it first, for example with numpy.asarray",
+        f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an MLX "
+        "array; convert it first, for example with numpy.asarray",
         code="array_kind",
     )
 

@@ -60,7 +60,7 @@ def _check_dtypes(packed: Packed, fmt: Format) -> None:
             raise ArgumentError("biases are missing; affine needs one for each scale", code="packed_biases")
         if dtype_name(packed.biases) != dtype_name(packed.scales):
             raise ArgumentError(
-                f"biases are {dtype_name(packed.biases)} and scales {dtype_name(packed.scales)}; expected the same dtype",
+                f"biases are {dtype_name(packed.biases)} and scales {dtype_name(packed.scales)}; expected one dtype",
                 code="packed_dtype",
             )
     elif packed.biases is not None:
@@ -71,13 +71,15 @@ def _check_shapes(packed: Packed, fmt: Format) -> None:
     codes, scales = tuple(packed.codes.shape), tuple(packed.scales.shape)
     if len(codes) < 2 or len(codes) != len(scales) or codes[:-1] != scales[:-1]:
         raise ArgumentError(
-            f"codes are {list(codes)} and scales {list(scales)}; expected [..., N, words] and [..., N, groups] with equal leading axes",
+            f"codes are {list(codes)} and scales {list(scales)}; expected [..., N, words] and [..., N, groups] "
+            "with equal leading axes",
             code="packed_shape",
         )
     expected = fmt.words(scales[-1] * fmt.group_size)
     if codes[-1] != expected:
         raise ArgumentError(
-            f"codes have {codes[-1]} words a row and scales {scales[-1]} groups; {fmt} expects {expected} words for that many groups",
+            f"codes have {codes[-1]} words a row and scales {scales[-1]} groups; {fmt} expects {expected} words for "
+            "that many groups",
             code="packed_shape",
         )
     if packed.biases is not None and tuple(packed.biases.shape) != scales:

@@ -7,7 +7,8 @@
     nvfp4    4                 16             uint8 (E4M3)    scale * E2M1(q)
 
 Groups run along the last axis. Codes of a row form one little-endian bit stream, least significant bit first, cut into
-little-endian 32-bit words; a code may straddle two words, a group never does. MX formats: OCP Microscaling Formats v1.0.
+little-endian 32-bit words; a code may straddle two words, a group never does. MX formats: OCP Microscaling Formats
+v1.0.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Format:
         fixed_bits, fixed_group = _FIXED[mode]
         _expect(mode, "bits", fixed_bits if bits is None else bits, (fixed_bits,))
         _expect(mode, "group_size", fixed_group if group_size is None else group_size, (fixed_group,))
-        return cls(mode, fixed_bits, fixed_group)  # type: ignore[arg-type]
+        return cls(mode, fixed_bits, fixed_group)
 
     def words(self, n_codes: int) -> int:
         """32-bit words that `n_codes` codes of one row fill; `n_codes` is a multiple of the group size."""

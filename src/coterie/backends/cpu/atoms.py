@@ -1,4 +1,5 @@
-"""The few machine operations that Numba's Python lacks: memory by address, atomics, a pause, pthreads, a call by address.
+"""The few machine operations that Numba's Python lacks: memory by address, atomics, a pause, pthreads, a call by
+address.
 
 Addresses are 64-bit integers, as in `ndarray.ctypes.data`. Nothing here checks bounds: the callers own their ranges.
 """

@@ -1,8 +1,10 @@
 """Quantise and dequantise with the codec of `coterie.formats`, rows divided among threads.
 
-The codec is NumPy, which lets other threads run while it computes; using it here, too, keeps one definition of every byte.
+The codec is NumPy, which lets other threads run while it computes; using it here, too, keeps one definition of every
+byte.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -48,7 +50,7 @@ def _in_parts(n_rows: int, n_inputs: int, work: Callable[[slice], T]) -> list[T]
     """`work` on consecutive slices of the rows, in threads where there is enough of it; results in the rows' order."""
     n_parts = max(1, min(get_pool().n_threads, n_rows, n_rows * n_inputs // _ROWS_WORTH_A_THREAD))
     borders = [n_rows * part // n_parts for part in range(n_parts + 1)]
-    slices = [slice(begin, end) for begin, end in zip(borders, borders[1:], strict=False)]
+    slices = [slice(begin, end) for begin, end in itertools.pairwise(borders)]
     if n_parts == 1:
         return [work(slices[0])]
     with ThreadPoolExecutor(n_parts) as threads:

@@ -1,7 +1,7 @@
 """Products with the matrix the other way round: x @ w, where the rows of w run along the result.
 
-A weight row is then not summed over but spread: result += x[k] * row k. Rows are unpacked block by block, each once for up to
-`MAX_TOKENS` tokens, and the result keeps the order of decoding until it is complete.
+A weight row is then not summed over but spread: result += x[k] * row k. Rows are unpacked block by block, each once for
+up to `MAX_TOKENS` tokens, and the result keeps the order of decoding until it is complete.
 """
 
 import functools
@@ -112,9 +112,9 @@ def multiply_columns(x: np.ndarray, weight: Packed | np.ndarray, rows: np.ndarra
     pool = get_pool()
     with pool.hold():
         words = [
-            address_of(matrix.words), address_of(groups), n_chunks, chunk, n_blocks, address_of(source), source.strides[0],
-            address_of(sorted_rows), address_of(out), out.strides[0], address_of(places), matrix.n_rows, matrix.n_inputs,
-            address_of(order), address_of(factor), layout.block, _unpack(layout.key).address,
+            address_of(matrix.words), address_of(groups), n_chunks, chunk, n_blocks, address_of(source),
+            source.strides[0], address_of(sorted_rows), address_of(out), out.strides[0], address_of(places),
+            matrix.n_rows, matrix.n_inputs, address_of(order), address_of(factor), layout.block, _unpack(layout.key).address,
             pool.buffer("columns", pool.n_threads * scratch_stride), scratch_stride,
         ]  # fmt: skip
         pool.run((job("columns", lambda: _spread_rows), np.array(words, np.int64), len(groups) * n_chunks))

@@ -36,7 +36,9 @@ def _accumulate_chunk(a: Any, unit: int, _thread: int) -> None:
 
 
 def weighted_sum(expert_out: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """f32 [T, H]: the sum over k of weights f32 [T, k] * expert_out [T, k, H]; slots of weight next to zero are skipped."""
+    """f32 [T, H]: the sum over k of weights f32 [T, k] * expert_out [T, k, H]; slots of weight next to zero are
+    skipped.
+    """
     outputs = np.ascontiguousarray(expert_out, np.float32)
     slot_weights = np.ascontiguousarray(weights, np.float32)
     n_tokens, top_k, n_columns = outputs.shape

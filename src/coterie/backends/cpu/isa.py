@@ -1,8 +1,8 @@
 """Which instruction set the kernels are built for, and why.
 
-The kernels are written once, over vectors of `lanes` 32-bit lanes; LLVM lowers them to the machine. What differs between
-instruction sets is the number of lanes, whether multiply and add fuse, how sixteen table entries are looked up, and how many
-accumulators the register file holds.
+The kernels are written once, over vectors of `lanes` 32-bit lanes; LLVM lowers them to the machine. What differs
+between instruction sets is the number of lanes, whether multiply and add fuse, how sixteen table entries are looked up,
+and how many accumulators the register file holds.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Compilation with a disk cache that notices a change in any file of this package.
 
-Numba stamps a cached function with its own source file only. Our kernels are assembled from several files (the emitters are
-called while Numba compiles), so a change in an emitter would go unnoticed and a stale kernel would run. Here the stamp is the
-digest of every source file of the back end.
+Numba stamps a cached function with its own source file only. Our kernels are assembled from several files (the emitters
+are called while Numba compiles), so a change in an emitter would go unnoticed and a stale kernel would run. Here the
+stamp is the digest of every source file of the back end.
 """
 
 import functools
@@ -55,7 +55,9 @@ def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> 
 
 
 def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile `function` to a C callback now, or load it from the disk cache; keep the result alive while `.address` is used."""
+    """Compile `function` to a C callback now, or load it from the disk cache; keep the result alive while `.address` is
+    used.
+    """
     from numba.core.ccallback import CFunc
     from numba.core.sigutils import normalize_signature
 
@@ -63,6 +65,6 @@ def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
         function, normalize_signature(signature), locals={}, options={"error_model": "numpy", "nogil": True}
     )
     callback.enable_caching()
-    _stamp(callback._cache)
+    _stamp(callback._cache)  # type: ignore[attr-defined]
     callback.compile()
     return callback

@@ -1,9 +1,9 @@
 """The experts of a layer in one go: prepare, gate and up with the activation, down with the weighted sum.
 
-Three jobs run back to back in the pool. Rows are grouped by expert, so that an expert's weights are read once for all tokens
-that chose it; one token and a thousand take the same way. Between gate and down the hidden values are stored directly in the
-order that the down weights are decoded in, so nothing is prepared twice. Every result element is summed by one thread in the
-order of experts: the outcome does not depend on the number of threads.
+Three jobs run back to back in the pool. Rows are grouped by expert, so that an expert's weights are read once for all
+tokens that chose it; one token and a thousand take the same way. Between gate and down the hidden values are stored
+directly in the order that the down weights are decoded in, so nothing is prepared twice. Every result element is summed
+by one thread in the order of experts: the outcome does not depend on the number of threads.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,9 @@ def _make_gate_up(isa_index: int) -> Any:
 
 @njit
 def _store_hidden(a, line, row, n_rows, hidden):
-    """Hidden values row..row + n_rows of one routed row, to their places; the sums of the groups that they fill; zeros at the end."""
+    """Hidden values row..row + n_rows of one routed row, to their places; the sums of the groups that they fill; zeros
+    at the end.
+    """
     block = a[BLOCK]
     for index in range(n_rows):
         value = load_f32(line, index)
@@ -122,8 +124,8 @@ def _down(a: Any, unit: int, thread: int) -> None:
 def _plan(ids, weights, n_rows, top_k, n_experts, counts, groups, tokens, inputs, sorted_weights, prepared, stride):
     """Sort the routed rows by expert, leaving out those whose weight is next to nothing; the number of groups.
 
-    All arguments but the sizes are addresses: ids u32 [R], weights f32 [R]; counts i64 [E], groups i64 [min(E, R), 3], tokens and
-    inputs i64 [R], sorted_weights f32 [R] are written.
+    All arguments but the sizes are addresses: ids u32 [R], weights f32 [R]; counts i64 [E], groups i64 [min(E, R), 3],
+    tokens and inputs i64 [R], sorted_weights f32 [R] are written.
     """
     for expert in range(n_experts):
         store_i64(counts, expert, 0)
@@ -213,8 +215,8 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
     tokens, inputs = pool.buffer("tokens", 8 * n_rows), pool.buffer("inputs", 8 * n_rows)
     sorted_weights = pool.buffer("weights", 4 * n_rows)
     n_groups = _plan(
-        address_of(ids), address_of(weights), n_rows, top_k, layer.n_experts, pool.buffer("counts", 8 * layer.n_experts), groups,
-        tokens, inputs, sorted_weights, prepared, stride,
+        address_of(ids), address_of(weights), n_rows, top_k, layer.n_experts, pool.buffer("counts", 8 * layer.n_experts),
+        groups, tokens, inputs, sorted_weights, prepared, stride,
     )  # fmt: skip
     if n_groups == 0:
         out[...] = 0

@@ -1,15 +1,15 @@
 """How the numbers of a weight row lie in vector lanes, and so how activations must be ordered to meet them.
 
-A row is read in blocks of `lanes` 32-bit words. A word holds `fields` codes; taking the same field of every word at once costs
-one mask, and needs no shuffle of the weights: instead the activations of a block are reordered once for a whole matrix, so that
-place j * lanes + l holds the activation of the weight that field j of lane l decodes.
+A row is read in blocks of `lanes` 32-bit words. A word holds `fields` codes; taking the same field of every word at
+once costs one mask, and needs no shuffle of the weights: instead the activations of a block are reordered once for a
+whole matrix, so that place j * lanes + l holds the activation of the weight that field j of lane l decodes.
 
-Worked example, 4 bits, 4 lanes: a block is 32 codes in 4 words. Field 0 of the words holds codes 0, 8, 16, 24; field 1 holds
-codes 1, 9, 17, 25; so activations are laid as x0 x8 x16 x24, x1 x9 x17 x25, ...
+Worked example, 4 bits, 4 lanes: a block is 32 codes in 4 words. Field 0 of the words holds codes 0, 8, 16, 24; field 1
+holds codes 1, 9, 17, 25; so activations are laid as x0 x8 x16 x24, x1 x9 x17 x25, ...
 
-Fields are not shifted down: field j of a 4-bit word is worth code * 2^(4 j), exactly representable, and the activation is
-multiplied by 2^(-4 j) instead, exactly. Only the last field is shifted, because a conversion of signed integers would take its
-top bit for a sign.
+Fields are not shifted down: field j of a 4-bit word is worth code * 2^(4 j), exactly representable, and the activation
+is multiplied by 2^(-4 j) instead, exactly. Only the last field is shifted, because a conversion of signed integers
+would take its top bit for a sign.
 """
 
 import functools
@@ -40,7 +40,9 @@ class Layout:
 
     @property
     def straddles(self) -> bool:
-        """Whether codes cross the borders of 32-bit words (3, 5 and 6 bits): lanes are then cut by bytes, four codes each."""
+        """Whether codes cross the borders of 32-bit words (3, 5 and 6 bits): lanes are then cut by bytes, four codes
+        each.
+        """
         return self.kind == "affine" and self.bits in (3, 5, 6)
 
     @property

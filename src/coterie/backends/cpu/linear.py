@@ -1,4 +1,4 @@
-"""Products with packed or plain matrices, dense and gathered: rows of activations, each with the matrix that it meets."""
+"""Products with packed or plain matrices: rows of activations, each with the matrix that it meets."""
 
 from typing import Any
 
@@ -19,8 +19,9 @@ _MAX_PREPARED = 256 << 20
 
 
 def _project(a: Any, unit: int, thread: int) -> None:
-    """Unit: one chunk of the matrix's rows for one group. Groups are (expert, first place, count); INPUTS and OUTPUTS hold an
-    address for each place."""
+    """Unit: one chunk of the matrix's rows for one group. Groups are (expert, first place, count); INPUTS and OUTPUTS
+    hold an address for each place.
+    """
     group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
     expert, first, count = (
         load_i64(a[GROUPS], 3 * group),
@@ -52,7 +53,8 @@ def project(
 ) -> None:
     """out[places[i]] = x[lhs[i]] times the matrix of i's group.
 
-    x f32 [B, K], out f32 [R, N] contiguous; groups int64 [G, 3] of (expert, first, count) over i; lhs, places integers [R].
+    x f32 [B, K], out f32 [R, N] contiguous; groups int64 [G, 3] of (expert, first, count) over i; lhs, places integers
+    [R].
     """
     prepared_stride = row_bytes(matrix.layout, matrix.n_inputs)
     prepared = pool.buffer("prepared", len(x) * prepared_stride)
@@ -63,8 +65,8 @@ def project(
     scratch_stride = s.thread_bytes(matrix.layout.isa)
     arguments = np.array(
         [
-            address_of(matrix.words), address_of(groups), n_chunks, chunk, matrix.n_rows, address_of(inputs), address_of(outputs),
-            pool.buffer("scratch", pool.n_threads * scratch_stride), scratch_stride, s.sums_offset(matrix.layout.isa),
+            address_of(matrix.words), address_of(groups), n_chunks, chunk, matrix.n_rows, address_of(inputs),
+            address_of(outputs), pool.buffer("scratch", pool.n_threads * scratch_stride), scratch_stride, s.sums_offset(matrix.layout.isa),
         ],
         np.int64,
     )  # fmt: skip
@@ -97,7 +99,7 @@ def matrix_for(weight: Packed | np.ndarray) -> Matrix:
     matrix = weight.derived.get(name)
     if matrix is None:
         matrix = weight.derived.setdefault(name, matrix_of(weight))
-    return matrix  # type: ignore[no-any-return]
+    return matrix
 
 
 def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

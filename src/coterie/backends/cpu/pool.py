@@ -1,10 +1,12 @@
 """Threads that take small pieces of work from one counter, spin briefly between jobs and then sleep.
 
-A job is a C callback `void(int64* arguments, int64 unit, int64 thread)` that is called once for each unit 0..n_units-1. The
-caller works too: a helper that the system does not schedule delays nothing but the unit it holds, so a busy machine slows the
-work down in proportion instead of stopping it at a barrier. Several jobs in a row (the phases of one operation) are one call.
+A job is a C callback `void(int64* arguments, int64 unit, int64 thread)` that is called once for each unit 0..n_units-1.
+The caller works too: a helper that the system does not schedule delays nothing but the unit it holds, so a busy machine
+slows the work down in proportion instead of stopping it at a barrier. Several jobs in a row (the phases of one
+operation) are one call.
 
-One job at a time: a second Python thread waits for the pool, without the GIL held by anybody. A forked child gets new helpers.
+One job at a time: a second Python thread waits for the pool, without the GIL held by anybody. A forked child gets new
+helpers.
 """
 
 import atexit
@@ -87,8 +89,9 @@ def _await_epoch(block, seen):
 
 @njit
 def _help(block, thread, seen):
-    """A helper's life. It registers as inside *before* it looks whether the job is open, so that the caller, who closes the job
-    before it counts who is inside, can never change a job under a helper's eyes."""
+    """A helper's life. It registers as inside *before* it looks whether the job is open, so that the caller, who closes
+    the job before it counts who is inside, can never change a job under a helper's eyes.
+    """
     while True:
         seen = _await_epoch(block, seen)
         if atomic_load(block, _STOP) != 0:
@@ -172,7 +175,8 @@ class Pool:
             _run(self._block, address_of(words), len(phases))
 
     def buffer(self, name: str, n_bytes: int) -> int:
-        """The address of at least `n_bytes` bytes of scratch memory on a cache line's border, valid while the pool is held.
+        """The address of at least `n_bytes` bytes of scratch memory on a cache line's border, valid while the pool is
+        held.
 
         It is kept for the next call under this name and grows when more is asked for; its content is undefined.
         """

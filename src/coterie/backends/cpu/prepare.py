@@ -48,7 +48,7 @@ def _prepare_rows(a: Any, unit: int, _thread: int) -> None:
 
 
 def row_bytes(layout: Layout, n_inputs: int) -> int:
-    """Bytes of a prepared row: whole blocks, then a sum for each group where the layout has biases; whole cache lines."""
+    """Bytes of a prepared row: whole blocks, then a sum a group where the layout has biases; whole cache lines."""
     n_sums = n_inputs // layout.group if layout.kind == "affine" else 0
     return -(-4 * (layout.padded(n_inputs) + n_sums) // 64) * 64
 
@@ -71,7 +71,7 @@ def prepare_phase(layout: Layout, x: np.ndarray, prepared: int) -> tuple[int, np
 
 
 def job(name: str, make: Callable[[], Any]) -> int:
-    """The address of the callback for the function that `make` returns, compiled (or loaded) at first use under `name`."""
+    """The address of the callback for the function that `make` returns, compiled or loaded at first use, as `name`."""
     callback = _jobs.get(name)
     if callback is None:
         callback = _jobs.setdefault(name, compile_callback(JOB, make()))

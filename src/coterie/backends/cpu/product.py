@@ -1,7 +1,8 @@
 """`product`: a few weight rows times the activations of some tokens, compiled once for each layout.
 
-Callers pass one block of int64 words (the places below) in their thread's scratch memory. Few tokens are multiplied straight
-from the packed bytes; more are worth unpacking a panel of weights for. The switch was measured (docs/performance.md).
+Callers pass one block of int64 words (the places below) in their thread's scratch memory. Few tokens are multiplied
+straight from the packed bytes; more are worth unpacking a panel of weights for. The switch was measured
+(docs/performance.md).
 """
 
 import functools

@@ -32,7 +32,7 @@ def gather_qmm(
 
 
 def gather_mm(a: np.ndarray, b: np.ndarray, lhs: np.ndarray, rhs: np.ndarray, _sorted_indices: bool) -> np.ndarray:
-    """a [B, M, K][lhs] @ b [E, K, N][rhs]: [R, M, N] in a's dtype. b is dense, or the transposed view of a dense array."""
+    """a [B, M, K][lhs] @ b [E, K, N][rhs]: [R, M, N] in a's dtype. b is dense, or a dense array seen transposed."""
     n_tokens = a.shape[1]
     rows, experts = _spread(lhs, rhs, n_tokens)
     flat = a.reshape(-1, a.shape[-1])

@@ -24,19 +24,18 @@ def route(logits: np.ndarray, spec: RouteSpec) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     if bad >= 0:
         raise NumericError(
-            f"logits of token {bad} are not usable: found NaN, +inf or no finite value among them; expected finite logits "
-            "(-inf only beside finite ones). Look at the router's weights and at the layer's input",
+            f"logits of token {bad} are not usable: found NaN, +inf or no finite value among them; expected finite "
+            "logits (-inf only beside finite ones). Look at the router's weights and at the layer's input",
             code="router_logits",
         )
     return ids, weights
 
 
 @njit
-def _route_rows(  # type: ignore[no-untyped-def]
-    logits, ids, weights, sigmoid, renormalize, bias, scale, n_groups, top_groups, by_top2, factor, floor
-):
-    """The first unusable row, or -1. `choice` is what experts are chosen by: the logits themselves for a plain softmax, which
-    order like its scores but without the ties that underflow makes."""
+def _route_rows(logits, ids, weights, sigmoid, renormalize, bias, scale, n_groups, top_groups, by_top2, factor, floor):
+    """The first unusable row, or -1. `choice` is what experts are chosen by: the logits themselves for a plain softmax,
+    which order like its scores but without the ties that underflow makes.
+    """
     n_experts, top_k = logits.shape[1], ids.shape[1]
     scores, choice = np.empty(n_experts, np.float32), np.empty(n_experts, np.float32)
     groups = np.empty(n_groups, np.float32)
@@ -69,7 +68,7 @@ def _route_rows(  # type: ignore[no-untyped-def]
 
 
 @njit
-def _score(logits, highest, sigmoid, scores):  # type: ignore[no-untyped-def]
+def _score(logits, highest, sigmoid, scores):
     total = 0.0
     for expert in range(logits.size):
         if sigmoid:
@@ -84,9 +83,10 @@ def _score(logits, highest, sigmoid, scores):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _choose(choice, n_groups, top_groups, by_top2, groups, chosen):  # type: ignore[no-untyped-def]
-    """The k best of `choice` by falling value, ties to the lowest id, within the best groups. Chosen entries become NaN, which
-    no comparison finds again; experts outside of the best groups become NaN first."""
+def _choose(choice, n_groups, top_groups, by_top2, groups, chosen):
+    """The k best of `choice` by falling value, ties to the lowest id, within the best groups. Chosen entries become
+    NaN, which no comparison finds again; experts outside of the best groups become NaN first.
+    """
     n_experts = choice.size
     size = n_experts // n_groups
     if n_groups > 1:
@@ -104,7 +104,7 @@ def _choose(choice, n_groups, top_groups, by_top2, groups, chosen):  # type: ign
 
 
 @njit
-def _group_score(values, by_top2):  # type: ignore[no-untyped-def]
+def _group_score(values, by_top2):
     first, second = -np.float32(np.inf), -np.float32(np.inf)
     for value in values:
         if value > first:
@@ -115,7 +115,7 @@ def _group_score(values, by_top2):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _best(values):  # type: ignore[no-untyped-def]
+def _best(values):
     """The first place of the largest value that is not NaN; -inf counts."""
     best = -1
     for place in range(values.size):
@@ -127,7 +127,7 @@ def _best(values):  # type: ignore[no-untyped-def]
 def gather_topk_weights(
     probs: np.ndarray, sorted_ids: np.ndarray, per_expert_scale: np.ndarray | None, top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ids uint32 [T, k] and renormalised, scaled weights f32 [T, k] for probs f32 [T, E] and ids sorted already [T, k]."""
+    """ids uint32 [T, k] and renormalised, scaled weights f32 [T, k] for probs f32 [T, E] and sorted ids [T, k]."""
     ids = np.ascontiguousarray(sorted_ids[:, :top_k], np.uint32)
     weights = np.empty(ids.shape, np.float32)
     _gather_weights(probs, ids, _NO_VECTOR if per_expert_scale is None else per_expert_scale, weights)
@@ -135,7 +135,7 @@ def gather_topk_weights(
 
 
 @njit
-def _gather_weights(probs, ids, scale, weights):  # type: ignore[no-untyped-def]
+def _gather_weights(probs, ids, scale, weights):
     for row in range(ids.shape[0]):
         total = 0.0
         for slot in range(ids.shape[1]):
@@ -156,7 +156,7 @@ def group(ids: np.ndarray, n_experts: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 @njit
-def _group_rows(ids, order, offsets, inverse):  # type: ignore[no-untyped-def]
+def _group_rows(ids, order, offsets, inverse):
     n_experts = offsets.size - 1
     for row in range(ids.size):
         offsets[ids[row] + 1] += types.uint32(1)

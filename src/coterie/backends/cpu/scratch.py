@@ -1,4 +1,6 @@
-"""A thread's own memory while it works on a unit: the words of a `product` call, tables, a panel, sums, and result tiles."""
+"""A thread's own memory while it works on a unit: the words of a `product` call, tables, a panel, sums, and result
+tiles.
+"""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ def attend(
 
 
 @functools.partial(njit, fastmath={"reassoc", "contract", "nsz"})
-def _attend_one(queries, keys, values, first, last, scale, out):  # type: ignore[no-untyped-def]
+def _attend_one(queries, keys, values, first, last, scale, out):
     """queries [Hq, D] see positions first ... last - 1; out [Hq, D]."""
     n_heads, dims = queries.shape
     n_kv_heads, capacity = keys.shape[0], keys.shape[1]
@@ -59,7 +59,7 @@ def _attend_one(queries, keys, values, first, last, scale, out):  # type: ignore
 
 
 @njit
-def _softmax(scores):  # type: ignore[no-untyped-def]
+def _softmax(scores):
     highest = scores.max()
     total = np.float32(0)
     for j in range(scores.size):

@@ -24,7 +24,7 @@ def _ones(size: int) -> np.ndarray:
 
 
 @functools.partial(njit, fastmath=_REORDERED)
-def _rms_norm_rows(x, weight, eps, out):  # type: ignore[no-untyped-def]
+def _rms_norm_rows(x, weight, eps, out):
     size = x.shape[1]
     for row in range(x.shape[0]):
         total = np.float32(0)
@@ -42,7 +42,7 @@ def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 @njit
-def _rotate(x, cos, sin):  # type: ignore[no-untyped-def]
+def _rotate(x, cos, sin):
     pairs = cos.shape[1]
     for token in range(x.shape[0]):
         for head in range(x.shape[1]):

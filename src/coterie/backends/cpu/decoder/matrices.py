@@ -15,7 +15,7 @@ _TILE = 1 << 18
 
 def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
     if isinstance(weight, Packed):
-        return cpu.quantized_matmul(x, weight, True)  # type: ignore[no-any-return]
+        return cpu.quantized_matmul(x, weight, True)
     if weight.dtype == np.float32 and weight.flags.aligned:
         return x @ weight.T
     out = np.empty((len(x), len(weight)), np.float32)

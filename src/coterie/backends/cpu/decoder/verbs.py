@@ -9,7 +9,7 @@ from coterie.ops import RouteSpec, Routing
 
 
 def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
-    return cpu.glu(gate, up, activation)  # type: ignore[no-any-return]
+    return cpu.glu(gate, up, activation)
 
 
 def route(logits: np.ndarray, spec: RouteSpec) -> Routing:
@@ -18,7 +18,7 @@ def route(logits: np.ndarray, spec: RouteSpec) -> Routing:
 
 
 def moe(x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
-    return cpu.moe(x, routing, experts.native)  # type: ignore[no-any-return]
+    return cpu.moe(x, routing, experts.native)
 
 
 def to_numpy(x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ SCALE_BYTES = {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "e8m0": 1, "e4m3": 1}
 def decode_fields(v: Vectors, layout: Layout, address: Any, n_valid: Any | None = None) -> list[Any]:
     """The fields of the block at `address`, each an f32 vector; a field still lacks `Layout.field_scale`.
 
-    With `n_valid` (i64), only that many weights exist: nothing behind them is read and the other lanes hold finite numbers.
+    With `n_valid` (i64), only that many weights exist: nothing behind them is read and the other lanes hold finite
+    numbers.
     """
     if layout.kind in ("f32", "f16", "bf16"):
         return [_plain(v, layout, address, n_valid)]
@@ -130,7 +131,9 @@ def to_floats(v: Vectors, kind: str, raw: Any) -> Any:
 
 
 def group_patterns(layout: Layout) -> dict[tuple[int, ...], list[int]]:
-    """Fields by the group (counted from the block's first) that each of their lanes belongs to: they share a scale vector."""
+    """Fields by the group (counted from the block's first) that each of their lanes belongs to: they share a scale
+    vector.
+    """
     patterns: dict[tuple[int, ...], list[int]] = {}
     for field in range(layout.fields):
         pattern = tuple(layout.position(field, lane) // layout.group for lane in range(layout.lanes))

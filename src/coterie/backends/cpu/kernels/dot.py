@@ -1,7 +1,7 @@
 """Dot products of weight rows with a few activations, straight from the packed bytes: the kernel of decoding.
 
-Each block of a row is read once, its codes meet the activations of all tokens in registers, and the group's scale is applied
-to the block's partial sums; the biases meet the activations' group sums once a row.
+Each block of a row is read once, its codes meet the activations of all tokens in registers, and the group's scale is
+applied to the block's partial sums; the biases meet the activations' group sums once a row.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from coterie.backends.cpu.layout import Layout, from_key
 
 @intrinsic(prefer_literal=True)
 def dot_row(
-    _context: Any, key: Any, most_tokens: Any, n_tokens: Any, codes: Any, scales: Any, biases: Any, n_inputs: Any, inputs: Any,
-    out: Any, out_stride: Any,
+    _context: Any, key: Any, most_tokens: Any, n_tokens: Any, codes: Any, scales: Any, biases: Any, n_inputs: Any,
+    inputs: Any, out: Any, out_stride: Any,
 ) -> Any:  # fmt: skip
     """out[token * out_stride] = weight row . activations of the token, for n_tokens = 1..most_tokens (literal).
 
-    codes, scales, biases: addresses of the row; n_inputs: weights in it. inputs: address of int64 addresses, one a token, of
-    prepared activations. out: address of f32, the stride in elements.
+    codes, scales, biases: addresses of the row; n_inputs: weights in it. inputs: address of int64 addresses, one a
+    token, of prepared activations. out: address of f32, the stride in elements.
     """
     layout, most = from_key(key.literal_value), most_tokens.literal_value
 

@@ -1,8 +1,9 @@
-"""Matrix products for many rows of activations: weights are unpacked once into a small panel, then multiplied in register tiles.
+"""Matrix products for many rows of activations: weights are unpacked once into a small panel, then multiplied in
+register tiles.
 
-A panel holds `rows` weight rows times a stretch of their length as f32, small enough for the first-level cache; every token
-that needs these rows meets the panel before the next is unpacked. Accumulators live in registers within a panel and in a small
-array of vectors between panels.
+A panel holds `rows` weight rows times a stretch of their length as f32, small enough for the first-level cache; every
+token that needs these rows meets the panel before the next is unpacked. Accumulators live in registers within a panel
+and in a small array of vectors between panels.
 """
 
 from typing import Any
@@ -19,7 +20,8 @@ from coterie.backends.cpu.layout import Layout, from_key
 def unpack_blocks(
     _context: Any, key: Any, codes: Any, scales: Any, biases: Any, n_inputs: Any, first: Any, count: Any, panel: Any
 ) -> Any:
-    """Unpack `count` blocks of one weight row, from block `first` on, to f32 at `panel` in the order of prepared activations.
+    """Unpack `count` blocks of one weight row, from block `first` on, to f32 at `panel` in the order of prepared
+    activations.
 
     codes, scales, biases: addresses of the row. A block that the row ends in is filled up with finite numbers.
     """
@@ -73,15 +75,15 @@ def _unpack_block(
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    _context: Any, key: Any, n_tokens: Any, n_vectors: Any, panel: Any, panel_stride: Any, inputs: Any, offset: Any, sums: Any,
-    fresh: Any,
+    _context: Any, key: Any, n_tokens: Any, n_vectors: Any, panel: Any, panel_stride: Any, inputs: Any, offset: Any,
+    sums: Any, fresh: Any,
 ) -> Any:  # fmt: skip
     """sums[row][token] += panel row * activations over `n_vectors` vectors, lane by lane, for the rows of a tile.
 
     n_tokens: 1 up to the tokens of a tile.
 
-    panel: f32 rows, `panel_stride` bytes apart. inputs: address of int64 addresses, one a token; the stretch begins `offset`
-    bytes behind each. sums: address of rows * tokens vectors; taken as zero where `fresh` is not 0.
+    panel: f32 rows, `panel_stride` bytes apart. inputs: address of int64 addresses, one a token; the stretch begins
+    `offset` bytes behind each. sums: address of rows * tokens vectors; taken as zero where `fresh` is not 0.
     """
     isa = from_key(key.literal_value).isa
 
@@ -136,7 +138,9 @@ def _reduce(v: Vectors, n_tokens: int, sums: Any, out: Any, out_stride: Any) -> 
 
 
 def _store_sums(v: Vectors, vectors: list[Any], line: Any) -> None:
-    """Store the sums of `vectors` (as many as a power of two) in a row, folding two vectors into one where there are two."""
+    """Store the sums of `vectors` (as many as a power of two) in a row, folding two vectors into one where there are
+    two.
+    """
     b, left = v.builder, v.lanes
     while left > 1:
         if len(vectors) > 1:
