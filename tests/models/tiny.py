@@ -240,19 +240,24 @@ def checkpoint(name: str, format_name: str, dtype: str = "float32") -> Path:
     return _converted(name, format_name, dtype)
 
 
+def source(name: str) -> Path:
+    """The folder of the model `name` as transformers writes it, in f32."""
+    return _source(name, "float32")
+
+
 @functools.cache
 def _converted(name: str, format_name: str, dtype: str) -> Path:
-    source = _source(name, dtype)
-    target = source.with_name(f"{source.name}-{format_name.replace(' ', '-')}")
-    convert(source, target, FORMATS[format_name])
+    original = _source(name, dtype)
+    target = original.with_name(f"{original.name}-{format_name.replace(' ', '-')}")
+    convert(original, target, FORMATS[format_name])
     return target
 
 
 @functools.cache
 def _source(name: str, dtype: str) -> Path:
-    source = Path(_root().name) / f"{name}-{dtype}"
-    save_source(MODELS[name], source, dtype=dtype)
-    return source
+    folder = Path(_root().name) / f"{name}-{dtype}"
+    save_source(MODELS[name], folder, dtype=dtype)
+    return folder
 
 
 # What the two references say --------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""What a caller may not ask for: each refusal is a `RequestError` that names the field."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coterie.errors import RequestError
+from coterie.runtime.request import MAX_STOP_LENGTH, MAX_STOPS, Request, checked, checked_ids
+
+GOOD: dict[str, Any] = {
+    "max_tokens": 5,
+    "temperature": 1.0,
+    "top_k": 3,
+    "top_p": 0.9,
+    "seed": 1,
+    "stop": ("x",),
+}
+NAN, INF, HUGE = float("nan"), float("inf"), 10**400
+
+BAD: dict[str, list[Any]] = {
+    "max_tokens": [None, "5", True, 1.0, 0, -1, 65, 2**31, 2**63, HUGE, NAN, [], ""],
+    "temperature": [None, "1", True, -1e-9, -1, NAN, INF, -INF, HUGE, [], 1j],
+    "top_k": [None, "5", True, 2.0, -1, 101, 2**31, 2**63, HUGE, NAN, [3]],
+    "top_p": [None, "0.5", True, 0, 0.0, -0.1, 1 + 1e-9, 2, NAN, INF, HUGE, []],
+    "seed": ["1", True, 1.0, -1, 2**64, 2**70, HUGE, NAN, []],
+    "stop": [
+        None,
+        5,
+        [1],
+        [""],
+        "",
+        [None],
+        ["a", "b" * (MAX_STOP_LENGTH + 1)],
+        "c" * 1_000_000,
+        ["d"] * (MAX_STOPS + 1),
+        ["d"] * 10_000,
+        ["\ud83c"],
+        "\udf89",
+        b"bytes",
+        {"a"},
+        {"a": 1},
+    ],
+}
+
+
+def request(**changed: Any) -> Request:
+    return checked(**{**GOOD, **changed}, vocab_size=100, context_length=64)
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in BAD for value in BAD[field]])
+def test_a_bad_field_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(RequestError) as refused:
+        request(**{field: value})
+    assert refused.value.code.startswith("request_")
+    assert str(refused.value).startswith(field)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("max_tokens", 1, 1),
+        ("max_tokens", 64, 64),
+        ("max_tokens", np.int64(7), 7),
+        ("temperature", 0, 0.0),
+        ("temperature", 1e-300, 1e-300),
+        ("temperature", 1e300, 1e300),
+        ("temperature", np.float64(0.5), 0.5),
+        ("top_k", 0, 0),
+        ("top_k", 100, 100),
+        ("top_p", 1, 1.0),
+        ("top_p", 5e-324, 5e-324),
+        ("seed", None, None),
+        ("seed", 0, 0),
+        ("seed", 2**64 - 1, 2**64 - 1),
+        ("stop", (), ()),
+        ("stop", "end", ("end",)),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop", "e" * MAX_STOP_LENGTH, ("e" * MAX_STOP_LENGTH,)),
+    ],
+)
+def test_the_borders_of_what_is_allowed(field: str, value: Any, kept: Any) -> None:
+    assert getattr(request(**{field: value}), field) == kept
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[], [-1], [100], [2**70], [1.0], ["1"], [True], [None], "12", b"12", 7, None, [1] * 65, iter(lambda: 3, None)],
+)
+def test_token_ids_that_are_none_are_refused(ids: Any) -> None:
+    with pytest.raises(RequestError):
+        checked_ids(ids, 100, 64)
+
+
+@pytest.mark.parametrize("ids", [[0], [99] * 64, (1, 2), np.array([3, 4], np.uint32), range(5)])
+def test_token_ids_of_any_integers(ids: Any) -> None:
+    found = checked_ids(ids, 100, 64)
+    assert found == [int(i) for i in ids]
+    assert all(type(i) is int for i in found)
