@@ -70,6 +70,14 @@ class RouteSpec:
         if not np.isfinite(self.scaling_factor):
             raise ArgumentError(f"scaling_factor is {self.scaling_factor!r}, expected a finite number", code="routing")
 
+    @property
+    def selects_by_logits(self) -> bool:
+        """True where scores are only compared: then logits tell apart what underflows in a softmax. Sums need the
+        scores.
+        """
+        sums_scores = self.n_groups > 1 and self.group_score == "top2"
+        return self.scoring == "softmax" and self.selection_bias is None and not sums_scores
+
 
 def route(
     logits: Array,
@@ -167,10 +175,12 @@ def route_reference(logits: Array, spec: RouteSpec) -> tuple[np.ndarray, np.ndar
         scores /= scores.sum(-1, keepdims=True)
     else:
         scores = 1 / (1 + np.exp(np.minimum(-z, 700.0)))
-    biased = scores if spec.selection_bias is None else scores + as_numpy(spec.selection_bias).astype(np.float64)
-    choice = z if spec.scoring == "softmax" and spec.selection_bias is None else biased
-    choice = _masked_to_best_groups(choice, biased, spec)
-    ids = np.argsort(-choice, axis=-1, kind="stable")[..., : spec.top_k]
+    choice = z if spec.selects_by_logits else scores
+    if spec.selection_bias is not None:
+        choice = choice + as_numpy(spec.selection_bias).astype(np.float64)
+    outside = _outside_of_best_groups(choice, spec)
+    everyone = np.broadcast_to(np.arange(z.shape[-1]), z.shape)
+    ids = np.lexsort((everyone, -choice, outside), axis=-1)[..., : spec.top_k]
     weights = np.take_along_axis(scores, ids, -1)
     if spec.renormalize:
         floor = SIGMOID_SUM_FLOOR if spec.scoring == "sigmoid" else 0.0
@@ -193,23 +203,15 @@ def gather_topk_weights_reference(
     return ids.astype(np.uint32), weights
 
 
-def _masked_to_best_groups(choice: np.ndarray, biased: np.ndarray, spec: RouteSpec) -> np.ndarray:
-    """Minus infinity outside of the best groups; equal groups by the lowest id.
-
-    Groups compete by the best of what the choice is made by, or by the sum of their two best biased scores.
-    """
-    if spec.n_groups == 1:
-        return choice
-    shape = (*choice.shape[:-1], spec.n_groups, -1)
-    grouped = choice.reshape(shape)
-    if spec.group_score == "max":
-        group_scores = grouped.max(-1)
-    else:
-        group_scores = np.sort(biased.reshape(shape), -1)[..., -2:].sum(-1)
+def _outside_of_best_groups(choice: np.ndarray, spec: RouteSpec) -> np.ndarray:
+    """True for the experts that are out of the choice; of equal groups the lowest stay."""
+    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, -1)
+    best = np.sort(grouped, -1)
+    group_scores = best[..., -1] if spec.group_score == "max" or spec.n_groups == 1 else best[..., -2:].sum(-1)
     kept = np.argsort(-group_scores, axis=-1, kind="stable")[..., : spec.top_groups]
-    stays = np.zeros(group_scores.shape, bool)
-    np.put_along_axis(stays, kept, True, -1)
-    return np.where(stays[..., None], grouped, -np.inf).reshape(choice.shape)
+    outside = np.ones(group_scores.shape, bool)
+    np.put_along_axis(outside, kept, False, -1)
+    return np.broadcast_to(outside[..., None], grouped.shape).reshape(choice.shape)
 
 
 def _check_experts(spec: RouteSpec, n_experts: int) -> None:

@@ -6,16 +6,18 @@ import mlx.core as mx
 
 from coterie.ops.routing import SIGMOID_SUM_FLOOR, RouteSpec
 
-_ID_BITS = mx.array(32, mx.uint64)
-_ID_MASK = mx.array(0xFFFFFFFF, mx.uint64)
+_ID_BITS = mx.array(31, mx.uint64)
+_ID_MASK = mx.array(0x7FFFFFFF, mx.uint64)
+_OUTSIDE_BIT = mx.array(63, mx.uint64)
 
 
 def route(logits: mx.array, spec: RouteSpec) -> tuple[mx.array, mx.array]:
     usable = mx.isfinite(logits.max(-1, keepdims=True))
     scores = mx.softmax(logits, axis=-1, precise=True) if spec.scoring == "softmax" else mx.sigmoid(logits)
-    biased = scores if spec.selection_bias is None else scores + spec.selection_bias
-    choice = logits if spec.scoring == "softmax" and spec.selection_bias is None else biased
-    ids = best(_masked_to_best_groups(choice, biased, spec), spec.top_k)
+    choice = logits if spec.selects_by_logits else scores
+    if spec.selection_bias is not None:
+        choice = choice + spec.selection_bias
+    ids = best(choice, spec.top_k, _outside_of_best_groups(choice, spec))
     if spec.scoring == "softmax" and spec.renormalize:
         weights = mx.softmax(mx.take_along_axis(logits, ids, -1), axis=-1, precise=True)
     else:
@@ -27,11 +29,15 @@ def route(logits: mx.array, spec: RouteSpec) -> tuple[mx.array, mx.array]:
     return ids, mx.where(usable, weights * spec.scaling_factor, float("nan"))
 
 
-def best(scores: mx.array, k: int) -> mx.array:
-    """The ids uint32 [..., k] of the k highest f32 scores [..., n], highest first, equal ones by id."""
+def best(scores: mx.array, k: int, outside: mx.array | None = None) -> mx.array:
+    """The ids uint32 [..., k] of the k highest f32 scores [..., n], highest first, equal ones by id; `outside` comes
+    last.
+    """
     bits = (scores + 0.0).view(mx.uint32)
-    falling = mx.where(bits >> 31, bits, ~(bits | 0x80000000))
-    keys = (falling.astype(mx.uint64) << _ID_BITS) | mx.arange(scores.shape[-1], dtype=mx.uint64)
+    falling = mx.where(bits >> 31, bits, ~(bits | 0x80000000)).astype(mx.uint64)
+    keys = (falling << _ID_BITS) | mx.arange(scores.shape[-1], dtype=mx.uint64)
+    if outside is not None:
+        keys = keys | (outside.astype(mx.uint64) << _OUTSIDE_BIT)
     return _ids(mx.sort(keys, axis=-1)[..., :k])
 
 
@@ -60,15 +66,12 @@ def _ids(keys: mx.array) -> mx.array:
     return (keys & _ID_MASK).astype(mx.uint32)
 
 
-def _masked_to_best_groups(choice: mx.array, biased: mx.array, spec: RouteSpec) -> mx.array:
+def _outside_of_best_groups(choice: mx.array, spec: RouteSpec) -> mx.array | None:
     if spec.n_groups == 1:
-        return choice
-    shape = (*choice.shape[:-1], spec.n_groups, -1)
-    if spec.group_score == "max":
-        group_scores = choice.reshape(shape).max(-1)
-    else:
-        group_scores = mx.sort(biased.reshape(shape), axis=-1)[..., -2:].sum(-1)
+        return None
+    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, -1)
+    group_scores = grouped.max(-1) if spec.group_score == "max" else mx.sort(grouped, axis=-1)[..., -2:].sum(-1)
     kept = best(group_scores, spec.top_groups)
     groups = mx.arange(spec.n_groups, dtype=mx.uint32)[:, None]
-    stays = (kept[..., None, :] == groups).any(-1, keepdims=True)
-    return mx.where(stays, choice.reshape(shape), -mx.inf).reshape(choice.shape)
+    outside = (kept[..., None, :] != groups).all(-1, keepdims=True)
+    return mx.broadcast_to(outside, grouped.shape).reshape(choice.shape)
