@@ -10,31 +10,49 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent.parent
-ENDLESS = """
-import itertools, sys, time
+PREAMBLE = """
+import itertools, time
 import coterie
 from cli.fakes import FakeModel, FakeStream
 from coterie.cli import main
 
-def endless():
+class Model(FakeModel):
+    def stream(self, prompt, **options):
+        return FakeStream(pieces())
+"""
+ENDLESS = """
+def pieces():
     for index in itertools.count():
         yield f"word{index} "
         time.sleep(0.01)
-
-class Model(FakeModel):
-    def stream(self, prompt, **options):
-        return FakeStream(endless())
-
-coterie.load = Model().load
-main()
+"""
+SWALLOWED = """
+def pieces():
+    yield "word0 "
+    try:
+        yield "word1 "
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    yield from (f"word{index} " for index in itertools.count(2))
+"""
+TURNED_INTO_AN_ERROR = """
+def pieces():
+    yield "word0 "
+    try:
+        yield "word1 "
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise RuntimeError("half compiled")
 """
 
 
-def start(*arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def start(pieces: str = ENDLESS, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    """`coterie generate` with a model that streams `pieces`."""
     return subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, "generate", *arguments, "prompt"],
+        [sys.executable, "-c", f"{PREAMBLE}\n{pieces}\ncoterie.load = Model().load\nmain()", "generate", "prompt"],
         stdin=subprocess.DEVNULL,
-        stdout=stdout,
+        stdout=subprocess.PIPE,
         stderr=stderr,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
@@ -51,6 +69,18 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_text() -> None:
     assert (head + rest).endswith(b" ")
     assert b"interrupted" in errors
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("pieces", [SWALLOWED, TURNED_INTO_AN_ERROR], ids=["swallowed", "turned into an error"])
+def test_ctrl_c_counts_wherever_it_strikes(pieces: str) -> None:
+    with start(pieces) as process:
+        assert process.stdout is not None
+        process.stdout.read(len("word0 word1 "))
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(rest) < len("word2 word3 ")
+    assert b"error" not in errors
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:

@@ -16,6 +16,7 @@ import typer
 from rich.text import Text
 
 from coterie.cli.console import print_json, say, silence_stdout, visible
+from coterie.cli.interrupts import Interrupts
 from coterie.errors import (
     ArgumentError,
     BackendUnavailableError,
@@ -61,11 +62,13 @@ def exit_code(error: BaseException) -> Exit:
 
 
 @contextmanager
-def guarded(*, as_json: bool = False, debug: bool = False) -> Iterator[None]:
+def guarded(*, as_json: bool = False, debug: bool = False) -> Iterator[Interrupts]:
     """Run a command's body; every failure becomes its exit code and one report, as text or as JSON."""
+    interrupts = Interrupts()
     try:
-        yield
-        sys.stdout.flush()
+        with interrupts:
+            yield interrupts
+            sys.stdout.flush()
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except KeyboardInterrupt:
@@ -76,6 +79,8 @@ def guarded(*, as_json: bool = False, debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if interrupts.struck:
+            raise typer.Exit(Exit.INTERRUPTED) from None
         report(error, as_json=as_json)
         raise typer.Exit(exit_code(error)) from None
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from coterie.cli.console import print_json, say, stderr, visible, write_text
 from coterie.cli.failures import Exit, guarded
+from coterie.cli.interrupts import Interrupts
 from coterie.cli.options import AsJson, Debug, Device
 from coterie.errors import RequestError
 
@@ -45,7 +46,7 @@ def generate(
     The text streams to standard output, everything else goes to standard error. With --json one object comes at the
     end: text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
     """
-    with guarded(as_json=as_json, debug=debug):
+    with guarded(as_json=as_json, debug=debug) as interrupts:
         text = read_prompt(prompt)
         stream = load(model, device).stream(
             text,
@@ -56,7 +57,7 @@ def generate(
             seed=seed,
             stop=tuple(stop or ()),
         )
-        interrupted = drain(stream, prompt=text, as_json=as_json)
+        interrupted = drain(stream, interrupts, prompt=text, as_json=as_json)
         finish(stream.generation, interrupted=interrupted, as_json=as_json)
 
 
@@ -85,16 +86,17 @@ def load(model: str | None, device: str) -> "Model":
         return coterie.load(model, device=device)
 
 
-def drain(stream: "Stream", *, prompt: str, as_json: bool) -> bool:
+def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: bool) -> bool:
     """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it."""
     console = stderr()
     pieces = iter(stream)
     with suppress(KeyboardInterrupt):
         with console.status("Reading the prompt"):
             first = next(pieces, "")
+            interrupts.check()
         if as_json:
             for _ in pieces:
-                pass
+                interrupts.check()
             return False
         on_terminal = sys.stdout.isatty()
         if on_terminal and console.is_terminal:
@@ -102,6 +104,7 @@ def drain(stream: "Stream", *, prompt: str, as_json: bool) -> bool:
         write_text(first)
         for piece in pieces:
             write_text(piece)
+            interrupts.check()
         if on_terminal:
             write_text("\n")
         return False
@@ -123,6 +126,8 @@ def finish(generation: "Generation", *, interrupted: bool, as_json: bool) -> Non
 
 def statistics(generation: "Generation", reason: str) -> str:
     """One line: tokens and speed of the prompt and of the text, the time to the first token, why it ended."""
+    if not generation.token_ids:
+        return f"{generation.n_prompt_tokens} prompt tokens · {reason}"
     return " · ".join(
         (
             f"{generation.n_prompt_tokens} prompt tokens{speed(generation.prompt_tokens_per_second)}",

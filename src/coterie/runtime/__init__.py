@@ -1,7 +1,7 @@
 """From a loaded model to text: caches, sampling, generation, tokenizer. Knows no network and no protocol."""
 
 from coterie.runtime.generation import Generation, Stream
-from coterie.runtime.load import describe, load
+from coterie.runtime.loading import describe, load
 from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import Tokenizer
 
