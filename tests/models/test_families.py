@@ -1,0 +1,221 @@
+"""Configs: both dialects read alike, and everything absurd or not done refused by name."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from coterie.checkpoint.names import plan
+from coterie.errors import ConfigError, CoterieError, UnsupportedError
+from coterie.models.architecture import Architecture
+from coterie.models.families import FAMILIES, family_of
+from coterie.models.weights import slots
+from models import tiny
+
+
+def config_of(name: str, **changed: Any) -> dict[str, Any]:
+    """The published config of a tiny model with fields changed; `...` takes one away. Nested fields are the text's."""
+    config = tiny.published_dialect(tiny.transformers_config(tiny.MODELS[name]).to_dict())
+    section = config.get("text_config", config)
+    section.update(copy.deepcopy(changed))
+    for key in [key for key, value in section.items() if value is ...]:
+        del section[key]
+    if "vocab_size" in changed and section is not config:
+        del config["vocab_size"]
+    return config
+
+
+def read(config: dict[str, Any]) -> Architecture:
+    return family_of(config).architecture(config)
+
+
+def test_the_fields_of_gemma4() -> None:
+    read_ = read(config_of("gemma4"))
+    sliding, full = read_.layers[0], read_.layers[1]
+    assert (sliding.attention.head_dim, sliding.attention.n_kv_heads, sliding.attention.window) == (32, 2, tiny.WINDOW)
+    assert (full.attention.head_dim, full.attention.n_kv_heads, full.attention.window) == (64, 1, None)
+    assert sliding.attention.modules.value == "self_attn.v_proj"
+    assert full.attention.modules.value is None
+    assert sum(frequency > 0 for frequency in full.attention.rope.frequencies) == 8
+    assert len(full.attention.rope.frequencies) == 32
+    assert read_.embedding_scale == 128**0.5
+    assert read_.logit_cap == 30.0
+    assert read_.activation == "gelu_tanh"
+    assert read_.head is None
+
+
+def test_the_fields_of_qwen3_moe() -> None:
+    read_ = read(config_of("qwen3_moe"))
+    assert [layer.moe is not None for layer in read_.layers] == [True, False, True]
+    assert [layer.mlp is not None for layer in read_.layers] == [False, True, False]
+    assert read_.layers[0].attention.scale == 64**-0.5
+    assert read_.head == "lm_head"
+    tied = read(config_of("qwen3_moe_tied"))
+    assert [layer.moe is not None for layer in tied.layers] == [False, True, False]
+    assert tied.head is None
+    assert not tied.layers[1].moe.router.renormalize  # type: ignore[union-attr]
+
+
+def test_the_last_layer_of_gemma4_is_full_whatever_the_config_says() -> None:
+    kinds = ["sliding_attention"] * 4
+    assert [layer.attention.window for layer in read(config_of("gemma4", layer_types=kinds)).layers] == [
+        *[tiny.WINDOW] * 3,
+        None,
+    ]
+
+
+def test_keys_and_values_of_full_layers_have_their_own_heads_only_where_they_are_one() -> None:
+    apart = read(config_of("gemma4", attention_k_eq_v=False, num_global_key_value_heads=1))
+    assert [layer.attention.n_kv_heads for layer in apart.layers] == [2, 2, 2, 2]
+
+
+def test_gemma4_in_the_dialect_of_per_layer_config() -> None:
+    written = tiny.transformers_config(tiny.MODELS["gemma4"]).to_dict()
+    assert "per_layer_config" in written["text_config"]
+    assert read(written) == read(config_of("gemma4"))
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_rope_parameters_may_be_left_out_or_old(name: str) -> None:
+    config = config_of(name)
+    if "rope_theta" in config:
+        new = {**config, "rope_parameters": {"rope_type": "default", "rope_theta": config.pop("rope_theta")}}
+        assert read(new) == read(config_of(name))
+    else:
+        assert read(config_of(name, rope_parameters=...)) == read(config)
+
+
+UNSUPPORTED = [
+    ("gemma4", "hidden_size_per_layer_input", 256),
+    ("gemma4_text", "num_kv_shared_layers", 2),
+    ("gemma4", "attention_bias", True),
+    ("gemma4", "use_bidirectional_attention", "all"),
+    ("gemma4", "rope_parameters", {"sliding_attention": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
+    ("qwen3_moe", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+    ("qwen3_moe", "rope_scaling", {"type": "linear", "factor": 2.0}),
+    ("qwen3_moe", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+    ("qwen3_moe", "attention_bias", True),
+    ("qwen3_moe", "use_sliding_window", True),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), UNSUPPORTED)
+def test_what_is_not_done_is_refused_by_name(name: str, key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        read(config_of(name, **{key: value}))
+    assert refused.value.code.startswith("unsupported_")
+
+
+@pytest.mark.parametrize("key", ["hidden_size_per_layer_input", "num_kv_shared_layers", "final_logit_softcapping"])
+def test_keys_on_whose_default_readers_disagree_have_to_be_there(key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(config_of("gemma4", **{key: ...}))
+    assert refused.value.code == "config_missing"
+    assert key in str(refused.value)
+
+
+_SIZES = [-1, 0, 10**9, 2**70, 1.0, "8", True, float("nan"), [], {}]
+ABSURD: list[tuple[str, str, Any]] = [
+    *(("gemma4", key, value) for key in ("hidden_size", "num_hidden_layers", "num_experts") for value in _SIZES),
+    *(("qwen3_moe", key, value) for key in ("vocab_size", "num_attention_heads", "head_dim") for value in _SIZES),
+    ("gemma4", "top_k_experts", 9),
+    ("gemma4", "top_k_experts", 0),
+    ("qwen3_moe", "num_experts_per_tok", 9),
+    ("qwen3_moe", "num_experts", 65_536),
+    ("qwen3_moe", "num_attention_heads", 3),
+    ("qwen3_moe", "num_key_value_heads", 3),
+    ("qwen3_moe", "head_dim", 63),
+    ("gemma4", "global_head_dim", 31),
+    ("qwen3_moe", "rope_theta", 0),
+    ("qwen3_moe", "rope_theta", "1e6"),
+    ("qwen3_moe", "rope_theta", float("nan")),
+    ("qwen3_moe", "rope_theta", ...),
+    ("qwen3_moe", "rms_norm_eps", 0),
+    ("qwen3_moe", "rms_norm_eps", -1e-6),
+    ("qwen3_moe", "hidden_act", "mish"),
+    ("qwen3_moe", "mlp_only_layers", [3]),
+    ("qwen3_moe", "mlp_only_layers", [True]),
+    ("qwen3_moe", "decoder_sparse_step", 0),
+    ("qwen3_moe", "norm_topk_prob", ...),
+    ("qwen3_moe", "norm_topk_prob", 1),
+    ("qwen3_moe", "num_local_experts", 4),
+    ("qwen3_moe", "a_key_from_nowhere", 3),
+    ("gemma4", "layer_types", ["full_attention"] * 3),
+    ("gemma4", "layer_types", ["full_attention"] * 3 + ["linear_attention"]),
+    ("gemma4", "layer_types", ...),
+    ("gemma4", "sliding_window", ...),
+    ("gemma4", "sliding_window", 0),
+    ("gemma4", "attention_k_eq_v", "yes"),
+    ("gemma4", "enable_moe_block", ...),
+    ("gemma4", "final_logit_softcapping", 0),
+    ("gemma4", "final_logit_softcapping", "30"),
+    ("gemma4", "global_head_dim", ...),
+    ("gemma4", "per_layer_config", {"1": {"head_dim": 32}, "3": {"head_dim": 32}}),
+    ("gemma4", "per_layer_config", {"1": {"intermediate_size": 5}}),
+    ("gemma4", "per_layer_config", {"9": {"head_dim": 64}}),
+    ("gemma4", "per_layer_config", [1]),
+    ("gemma4", "rope_parameters", {"sliding_attention": {"rope_theta": 1e4, "partial_rotary_factor": 2.0}}),
+    ("gemma4", "a_key_from_nowhere", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), ABSURD)
+def test_what_is_absurd_is_refused_by_name(name: str, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(config_of(name, **{key: value}))
+    assert len(str(refused.value)) < 500
+    assert key in str(refused.value) or key in ("num_key_value_heads", "num_local_experts", "global_head_dim")
+
+
+def test_a_vocabulary_of_two_sizes_is_refused() -> None:
+    config = config_of("gemma4")
+    config["vocab_size"] = 513
+    with pytest.raises(ConfigError):
+        read(config)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "Gemma4", "gemma4/../x", "", "gemma4_vision"])
+def test_an_unknown_family_is_refused_with_the_known_ones(model_type: str) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        family_of({"model_type": model_type})
+    for known in FAMILIES:
+        assert known in str(refused.value)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": None}, {"model_type": 5}, {"model_type": ["gemma4"]}])
+def test_no_model_type_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        family_of(config)
+
+
+def test_a_gemma4_config_without_a_text_decoder_is_refused() -> None:
+    with pytest.raises(CoterieError):
+        read({"model_type": "gemma4", "vision_config": {}})
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_published_names_become_the_names_that_the_decoder_reads(name: str) -> None:
+    from safetensors import safe_open
+
+    config = config_of(name)
+    family = family_of(config)
+    with safe_open(tiny.source(name) / "model.safetensors", "np") as tensors:
+        published = [*tensors.keys(), "model.vision_tower.patch.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    if config["model_type"] == "qwen3_moe":
+        published.remove("model.vision_tower.patch.weight")
+    found = {target.name for target in plan(published, family.name_map(config))}
+    expected = {slot.tensor for slot in slots(family.architecture(config))}
+    assert found == expected
+    # Names that are MLX's already pass unchanged.
+    assert {target.name for target in plan(expected, family.name_map(config))} == expected
+
+
+def test_routers_are_quantised_in_8_bits() -> None:
+    for name, path in (
+        ("gemma4", "language_model.model.layers.3.router.proj"),
+        ("qwen3_moe", "model.layers.0.mlp.gate"),
+    ):
+        config = config_of(name)
+        entry = family_of(config).name_map(config).override_for(path)
+        assert entry is not None
+        assert entry.entry() == {"bits": 8, "group_size": 64}
