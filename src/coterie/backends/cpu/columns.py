@@ -114,7 +114,8 @@ def multiply_columns(x: np.ndarray, weight: Packed | np.ndarray, rows: np.ndarra
         words = [
             address_of(matrix.words), address_of(groups), n_chunks, chunk, n_blocks, address_of(source),
             source.strides[0], address_of(sorted_rows), address_of(out), out.strides[0], address_of(places),
-            matrix.n_rows, matrix.n_inputs, address_of(order), address_of(factor), layout.block, _unpack(layout.key).address,
+            matrix.n_rows, matrix.n_inputs, address_of(order), address_of(factor), layout.block,
+            _unpack(layout.key).address,
             pool.buffer("columns", pool.n_threads * scratch_stride), scratch_stride,
         ]  # fmt: skip
         pool.run((job("columns", lambda: _spread_rows), np.array(words, np.int64), len(groups) * n_chunks))

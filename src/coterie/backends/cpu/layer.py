@@ -215,8 +215,8 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
     tokens, inputs = pool.buffer("tokens", 8 * n_rows), pool.buffer("inputs", 8 * n_rows)
     sorted_weights = pool.buffer("weights", 4 * n_rows)
     n_groups = _plan(
-        address_of(ids), address_of(weights), n_rows, top_k, layer.n_experts, pool.buffer("counts", 8 * layer.n_experts),
-        groups, tokens, inputs, sorted_weights, prepared, stride,
+        address_of(ids), address_of(weights), n_rows, top_k, layer.n_experts,
+        pool.buffer("counts", 8 * layer.n_experts), groups, tokens, inputs, sorted_weights, prepared, stride,
     )  # fmt: skip
     if n_groups == 0:
         out[...] = 0

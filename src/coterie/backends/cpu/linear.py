@@ -66,7 +66,8 @@ def project(
     arguments = np.array(
         [
             address_of(matrix.words), address_of(groups), n_chunks, chunk, matrix.n_rows, address_of(inputs),
-            address_of(outputs), pool.buffer("scratch", pool.n_threads * scratch_stride), scratch_stride, s.sums_offset(matrix.layout.isa),
+            address_of(outputs), pool.buffer("scratch", pool.n_threads * scratch_stride), scratch_stride,
+            s.sums_offset(matrix.layout.isa),
         ],
         np.int64,
     )  # fmt: skip
