@@ -50,17 +50,17 @@ def test_every_option_reaches_the_model(run: Run) -> None:
     }
 
 
-def test_defaults_are_the_library_s(run: Run) -> None:
+def test_by_default_it_samples_and_the_same_command_gives_the_same_text(run: Run) -> None:
     model = FakeModel("a")
     run(model, "prompt")
     assert model.loaded == (None, "auto")
     assert model.asked == {
         "prompt": "prompt",
         "max_tokens": 256,
-        "temperature": 0.0,
+        "temperature": 0.9,
         "top_k": 0,
-        "top_p": 1.0,
-        "seed": None,
+        "top_p": 0.95,
+        "seed": 0,
         "stop": (),
     }
 

@@ -30,10 +30,10 @@ def generate(
         typer.Option("--model", "-m", help="A folder or a hub id. Without it, the bundled model.", show_default=False),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.9,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default=False)] = None,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this probability.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
     ] = None,
