@@ -98,7 +98,7 @@ def moe(x: Array, routing: Routing, experts: Experts) -> Array:
 def moe_reference(x: Array, routing: Routing, experts: Experts) -> np.ndarray:
     """`moe` in float64: one expert at a time, its matrices dequantised exactly."""
     tokens = as_numpy(x).astype(np.float64).reshape(-1, experts.hidden)
-    ids = as_numpy(routing.ids).reshape(len(tokens), -1)
+    ids = as_numpy(routing.ids).reshape(len(tokens), routing.ids.shape[-1])
     weights = as_numpy(routing.weights).astype(np.float64).reshape(ids.shape)
     weights = np.where(np.abs(weights) < SKIPPED_BELOW, 0, weights)
     out = np.zeros_like(tokens)
