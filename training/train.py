@@ -23,15 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from checkpoint import write_weights
 from evaluate import bits_per_byte, load_report, read_held_out, token_losses
 from model import RouterTap, build, logits_of
 from optimiser import lr_fraction, make_optimisers
 from rounding import rounded_weights
 from torch.nn import functional
 
+from checkpoint import write_weights
+
 TIMED_STEPS = 40
 FIRST_TIMED_STEP = 10
+EVALUATION_SHARE = 0.2
+TRAINING_COLUMNS = ("train_nats_per_token", "balance_loss", "z_loss", "gradient_norm")
 
 
 @dataclass
@@ -137,10 +140,33 @@ def keep_best(run: Run, step: int, bits: float) -> None:
         run.best = {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
 
 
-def steps_within(seconds_left: float, seconds_a_step: float, wanted: int, share_for_evaluation: float) -> int:
-    """Steps that fit in the time left: at least one, at most those wanted."""
-    fitting = int(seconds_left * (1 - share_for_evaluation) / seconds_a_step)
-    return max(1, min(wanted, fitting))
+class Clock:
+    """Times the run, and settles how many steps fit once the first ones after compilation have been timed."""
+
+    def __init__(self, minutes: float, device: str) -> None:
+        self.limit, self.device = minutes * 60, device
+        self.start = time.perf_counter()
+        self.timed_from = self.start
+        self.evaluating = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def planned(self, step: int, steps: int) -> int:
+        """The steps to make in all: `steps`, but after the timed ones no more than fit."""
+        if step not in (FIRST_TIMED_STEP, FIRST_TIMED_STEP + TIMED_STEPS):
+            return steps
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        if step == FIRST_TIMED_STEP:
+            self.timed_from = time.perf_counter()
+            return steps
+        a_step = (time.perf_counter() - self.timed_from) / TIMED_STEPS
+        fitting = int((self.limit - self.elapsed()) * (1 - EVALUATION_SHARE) / a_step)
+        steps = step + max(1, min(steps - step, fitting))
+        print(f"{a_step * 1e3:.1f} ms a step, {steps} steps planned", flush=True)
+        return steps
 
 
 def run_training(
@@ -148,64 +174,54 @@ def run_training(
 ) -> dict[str, Any]:
     """The whole run; returns its record."""
     options = run.settings["training"]
-    steps = options["epochs"] * batches.per_epoch()
-    start, pending, evaluation_s, timed_from = time.perf_counter(), [], 0.0, 0.0
-    step = 0
+    steps, step = options["epochs"] * batches.per_epoch(), 0
+    clock, pending = Clock(minutes, run.device), []
     while step < steps:
-        if step == FIRST_TIMED_STEP:
-            _wait(run.device)
-            timed_from = time.perf_counter()
-        if step == FIRST_TIMED_STEP + TIMED_STEPS:
-            _wait(run.device)
-            a_step = (time.perf_counter() - timed_from) / TIMED_STEPS
-            left = minutes * 60 - (time.perf_counter() - start)
-            steps = step + steps_within(left, a_step, steps - step, share_for_evaluation=0.2)
-            print(f"{a_step * 1e3:.1f} ms a step, {steps} steps planned", flush=True)
-        rounding = step >= options["rounding_from"] * steps
-        pending.append(train_step(run, batches.next(), lr_fraction(step, steps, options), rounding))
+        steps = clock.planned(step, steps)
+        fraction, rounding = lr_fraction(step, steps, options), step >= options["rounding_from"] * steps
+        pending.append(train_step(run, batches.next(), fraction, rounding))
         step += 1
         if step % options["evaluate_every"] == 0 or step == steps:
-            before = time.perf_counter()
-            train_loss, balance, z, norm = torch.stack(pending).mean(0).tolist()
+            position = {"step": step, "epoch": round(step / batches.per_epoch(), 3), "lr_fraction": round(fraction, 5)}
+            before = clock.elapsed()
+            evaluate_now(run, held, torch.stack(pending).mean(0), {**position, "rounded": int(rounding)}, clock)
+            clock.evaluating += clock.elapsed() - before
             pending.clear()
-            exact, rounded = measure(run, *held, rounding=False), measure(run, *held, rounding=True)
-            keep_best(run, step, rounded["bits_per_byte"]["all"])
-            elapsed = time.perf_counter() - start
-            row = {
-                "step": step,
-                "epoch": round(step / batches.per_epoch(), 3),
-                "seconds": round(elapsed, 1),
-                "lr_fraction": round(lr_fraction(step - 1, steps, options), 5),
-                "rounded": int(rounding),
-                "train_nats_per_token": round(train_loss, 4),
-                "held_out_nats_per_token": exact["nats_per_token"],
-                "held_out_bits_per_byte": exact["bits_per_byte"]["all"],
-                "held_out_bits_per_byte_rounded": rounded["bits_per_byte"]["all"],
-                "balance_loss": round(balance, 4),
-                "z_loss": round(z, 4),
-                "gradient_norm": round(norm, 4),
-                "smallest_expert_share": min(exact["load"]["smallest_share"]),
-                "unused_experts": exact["load"]["unused_experts"],
-            }
-            run.curve.append(row)
-            print(json.dumps(row), flush=True)
-            evaluation_s += time.perf_counter() - before
-    seconds = time.perf_counter() - start
+    seconds = clock.elapsed()
     tokens = steps * options["batch"] * run.settings["data"]["context"]
     return {
         "steps": steps,
         "epochs": round(steps / batches.per_epoch(), 2),
         "tokens": tokens,
         "seconds": round(seconds, 1),
-        "seconds_evaluating": round(evaluation_s, 1),
-        "tokens_per_second_training": round(tokens / (seconds - evaluation_s)),
+        "seconds_evaluating": round(clock.evaluating, 1),
+        "tokens_per_second_training": round(tokens / (seconds - clock.evaluating)),
         "best_step": run.best_step,
     }
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def evaluate_now(
+    run: Run,
+    held: tuple[np.ndarray, list[dict[str, Any]]],
+    training: torch.Tensor,
+    position: dict[str, float],
+    clock: Clock,
+) -> None:
+    """Measure on held-out text, keep the weights if they are the best, and add a row to the curve."""
+    exact, rounded = measure(run, *held, rounding=False), measure(run, *held, rounding=True)
+    keep_best(run, int(position["step"]), rounded["bits_per_byte"]["all"])
+    row = {
+        **position,
+        "seconds": round(clock.elapsed(), 1),
+        **dict(zip(TRAINING_COLUMNS, (round(x, 4) for x in training.tolist()), strict=True)),
+        "held_out_nats_per_token": exact["nats_per_token"],
+        "held_out_bits_per_byte": exact["bits_per_byte"]["all"],
+        "held_out_bits_per_byte_rounded": rounded["bits_per_byte"]["all"],
+        "smallest_expert_share": min(exact["load"]["smallest_share"]),
+        "unused_experts": exact["load"]["unused_experts"],
+    }
+    run.curve.append(row)
+    print(json.dumps(row), flush=True)
 
 
 def versions(device: str) -> dict[str, str]:
