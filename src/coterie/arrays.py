@@ -5,6 +5,7 @@ of PyTorch become NumPy views of the same memory (bfloat16 through ml_dtypes), a
 copy.
 """
 
+import functools
 import sys
 from typing import Any, Literal, TypeAlias
 
@@ -39,8 +40,8 @@ def kind_of(array: Array) -> Kind:
     if mlx is not None and isinstance(array, mlx.array):
         return "mlx"
     raise ArgumentError(
-        f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an MLX "
-        "array; convert it first, for example with numpy.asarray",
+        f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an "
+        "MLX array; convert it first, for example with numpy.asarray",
         code="array_kind",
     )
 
@@ -66,7 +67,12 @@ def device_of(array: Array) -> str:
 
 def dtype_name(array: Array) -> str:
     """The dtype's plain name, the same for every kind: "float32", "bfloat16", "uint32", ..."""
-    return str(array.dtype).rpartition(".")[2]
+    return _plain_name(array.dtype)
+
+
+@functools.cache
+def _plain_name(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def as_numpy(array: Array) -> np.ndarray:

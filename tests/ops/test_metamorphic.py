@@ -24,7 +24,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def case(rng: np.random.Generator, kind: str, n_tokens: int = 90) -> tuple:
-    return (floats(rng, (n_tokens, H)), *routing_of(rng, n_tokens, K, E), experts_of(rng, kind, E, H, INNER, biases=True))
+    experts = experts_of(rng, kind, E, H, INNER, biases=True)
+    return (floats(rng, (n_tokens, H)), *routing_of(rng, n_tokens, K, E), experts)
 
 
 def near(found: np.ndarray, expected: np.ndarray) -> None:
@@ -105,7 +106,8 @@ def test_doubling_the_weights_doubles_the_result(kind: str, rng) -> None:
 def test_the_layer_is_its_parts(kind: str, rng) -> None:
     """group, gather_qmm, glu, weighted_sum, one after the other."""
     x, ids, weights, _ = case(rng, kind)
-    packs = [pack(floats(rng, shape, scale=0.1), FOUR_BITS, kind) for shape in ((E, INNER, H), (E, INNER, H), (E, H, INNER))]
+    shapes = ((E, INNER, H), (E, INNER, H), (E, H, INNER))
+    packs = [pack(floats(rng, shape, scale=0.1), FOUR_BITS, kind) for shape in shapes]
     groups = coterie.group(give(ids, kind), E)
     order = as_numpy(groups.order)
     rows, chosen = give(x[order // K][:, None], kind), give(ids.reshape(-1)[order], kind)

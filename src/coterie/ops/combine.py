@@ -4,6 +4,8 @@ A slot whose |weight| is below 1e-10 is skipped and its weight is given to nobod
 infinity and NaN included, does not reach the sum.
 """
 
+import math
+
 import numpy as np
 
 from coterie.arrays import Array, as_numpy, from_numpy, kind_of
@@ -96,7 +98,7 @@ def _scalar(weight: float | Array, kind: str) -> float | Array:
     found = kind_of(weight)
     if found != kind:
         raise dispatch.mixed_kinds({"accumulator": kind, "weight": found})
-    if int(np.prod(tuple(weight.shape), dtype=int)) != 1:
+    if math.prod(tuple(weight.shape)) != 1:
         raise checks.shape_error(f"weight is {list(weight.shape)}, expected one number")
     return weight.reshape(()) if kind == "mlx" else float(weight)
 

@@ -6,6 +6,7 @@ left out counts through its stack in the stack's own shape, so that x [T, 1, M, 
 experts a token.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,23 +38,27 @@ def pair_up(
 
     `promised`: the caller says that the one index array that is given ascends; if it does not, that is refused.
     """
-    n_lhs, n_rhs = int(np.prod(lhs_batch)), int(np.prod(rhs_batch))
+    n_lhs, n_rhs = math.prod(lhs_batch), math.prod(rhs_batch)
     lhs = None if lhs_indices is None else checks.integer_ids(lhs_indices, "lhs_indices", kind, n_lhs)
     rhs = None if rhs_indices is None else checks.integer_ids(rhs_indices, "rhs_indices", kind, n_rhs)
     lhs_shape = lhs_batch if lhs is None else tuple(lhs.shape)
     rhs_shape = rhs_batch if rhs is None else tuple(rhs.shape)
-    try:
-        batch = np.broadcast_shapes(lhs_shape, rhs_shape)
-    except ValueError:
-        raise checks.shape_error(
-            f"indices of shape {list(lhs_shape)} (lhs) and {list(rhs_shape)} (rhs) do not broadcast"
-        ) from None
+    batch = lhs_shape if lhs_shape == rhs_shape else _broadcast(lhs_shape, rhs_shape)
     if promised and (lhs is None) != (rhs is None):
         _check_ascending(lhs if rhs is None else rhs, "rhs_indices" if lhs is None else "lhs_indices")
     if kind == "mlx":
         return Pairs(lhs, rhs, batch, promised)
     ascending = promised and lhs is None
     return Pairs(_flat(lhs, n_lhs, lhs_shape, batch), _flat(rhs, n_rhs, rhs_shape, batch), batch, ascending)
+
+
+def _broadcast(lhs_shape: Shape, rhs_shape: Shape) -> Shape:
+    try:
+        return np.broadcast_shapes(lhs_shape, rhs_shape)
+    except ValueError:
+        raise checks.shape_error(
+            f"indices of shape {list(lhs_shape)} (lhs) and {list(rhs_shape)} (rhs) do not broadcast"
+        ) from None
 
 
 def _check_ascending(indices: Array | None, name: str) -> None:
@@ -124,7 +129,7 @@ def reference_pairs(
     """Both index arrays, defaults filled in, broadcast to one shape."""
     given = ((lhs_indices, lhs_batch), (rhs_indices, rhs_batch))
     filled = [
-        np.arange(int(np.prod(batch))).reshape(batch) if ids is None else as_numpy(ids).astype(np.int64)
+        np.arange(math.prod(batch)).reshape(batch) if ids is None else as_numpy(ids).astype(np.int64)
         for ids, batch in given
     ]
     lhs, rhs = np.broadcast_arrays(*filled)

@@ -9,6 +9,7 @@ experts each, of four experts:
     inverse  [2, 0, 3, 5, 1, 4]                where each row went: inverse[order[i]] = i
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ def group(ids: Array, n_experts: int) -> Groups:
     kind = kind_of(ids)
     n = checks.positive_integer(n_experts, "n_experts")
     checked = checks.integer_ids(ids, "ids", kind, n)
-    n_rows = int(np.prod(tuple(ids.shape), dtype=np.int64))
+    n_rows = math.prod(tuple(ids.shape))
     if n_rows >= 1 << 32:
         raise CapacityError(f"{n_rows} routed rows do not fit in 32-bit indices; split the tokens into several calls")
     if n_rows == 0:
