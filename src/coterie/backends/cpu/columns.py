@@ -13,7 +13,7 @@ from coterie.backends.cpu.atoms import call_product, load_f32, load_i64, load_u3
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.gemm import unpack_blocks
 from coterie.backends.cpu.layout import activation_order, from_key
-from coterie.backends.cpu.linear import group_rows, matrix_for
+from coterie.backends.cpu.linear import group_rows
 from coterie.backends.cpu.matrix import (
     BIASES,
     CODES,
@@ -23,6 +23,7 @@ from coterie.backends.cpu.matrix import (
     SCALES_EXPERT,
     SCALES_STRIDE,
     Matrix,
+    matrix_for,
 )
 from coterie.backends.cpu.pool import address_of, get_pool
 from coterie.backends.cpu.prepare import job
@@ -96,6 +97,10 @@ def _spread_rows(a: Any, unit: int, thread: int) -> None:
                     store_f32(out, column, load_f32(totals, token * width + index) * load_f32(a[FACTOR], inside))
 
 
+def _the_job() -> Any:
+    return _spread_rows
+
+
 def multiply_columns(x: np.ndarray, weight: Packed | np.ndarray, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
     """x [B, K][rows] @ weight [E, K, N][experts] (or [K, N]): f32 [R, N]; rows and experts int64 [R]."""
     matrix: Matrix = matrix_for(weight)
@@ -110,7 +115,7 @@ def multiply_columns(x: np.ndarray, weight: Packed | np.ndarray, rows: np.ndarra
     n_chunks = -(-n_blocks // chunk)
     scratch_stride = 128 + 4 * chunk * layout.block * (MAX_TOKENS + 1)
     pool = get_pool()
-    with pool.hold():
+    with pool.lock:
         words = [
             address_of(matrix.words), address_of(groups), n_chunks, chunk, n_blocks, address_of(source),
             source.strides[0], address_of(sorted_rows), address_of(out), out.strides[0], address_of(places),
@@ -118,5 +123,6 @@ def multiply_columns(x: np.ndarray, weight: Packed | np.ndarray, rows: np.ndarra
             _unpack(layout.key).address,
             pool.buffer("columns", pool.n_threads * scratch_stride), scratch_stride,
         ]  # fmt: skip
-        pool.run((job("columns", lambda: _spread_rows), np.array(words, np.int64), len(groups) * n_chunks))
+        arguments = np.array(words, np.int64)
+        pool.run((job("columns", _the_job), address_of(arguments), len(groups) * n_chunks, True))
     return out

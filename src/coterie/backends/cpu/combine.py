@@ -44,7 +44,9 @@ def weighted_sum(expert_out: np.ndarray, weights: np.ndarray) -> np.ndarray:
     n_tokens, top_k, n_columns = outputs.shape
     totals = np.empty((n_tokens, n_columns), np.float32)
     words = [address_of(outputs), address_of(slot_weights), address_of(totals), top_k, n_columns]
-    get_pool().run((job("weighted_sum", lambda: _weighted_sum_token), np.array(words, np.int64), n_tokens))
+    arguments = np.array(words, np.int64)
+    phase = (job("weighted_sum", lambda: _weighted_sum_token), address_of(arguments), n_tokens, outputs.size >= _CHUNK)
+    get_pool().run(phase)
     return totals
 
 
@@ -54,7 +56,7 @@ def accumulate(accumulator: np.ndarray, expert_out: np.ndarray, weight: float) -
         outputs = np.ascontiguousarray(expert_out, np.float32)
         factor = np.array([weight], np.float32)
         words = [address_of(outputs), address_of(factor), address_of(accumulator), 0, 0, accumulator.size]
-        get_pool().run(
-            (job("accumulate", lambda: _accumulate_chunk), np.array(words, np.int64), -(-accumulator.size // _CHUNK))
-        )
+        arguments = np.array(words, np.int64)
+        units = -(-accumulator.size // _CHUNK)
+        get_pool().run((job("accumulate", lambda: _accumulate_chunk), address_of(arguments), units, True))
     return accumulator

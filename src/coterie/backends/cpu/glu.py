@@ -54,9 +54,8 @@ def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
     out = np.empty(padded, np.float32)
     index = ISAS.index(current)
     words = [ACTIVATION_INDEX[activation], address_of(first), address_of(second), address_of(out), padded]
-    pool = get_pool()
-    with pool.hold():
-        pool.run((job(f"glu.{index}", lambda: _make_job(index)), np.array(words, np.int64), -(-padded // _CHUNK)))
+    arguments = np.array(words, np.int64)
+    get_pool().run((job(f"glu.{index}", lambda: _make_job(index)), address_of(arguments), -(-padded // _CHUNK), True))
     return out[:count].reshape(gate.shape).astype(gate.dtype, copy=False)
 
 

@@ -60,20 +60,38 @@ def choose(name: str) -> tuple[Isa, str]:
         isa = next(isa for isa in ISAS if runs_here(isa))
         return isa, f"the widest that this machine runs ({', '.join(isa.needs) or 'no extension needed'})"
     if name not in _BY_NAME:
-        raise BackendUnavailableError(f"{VARIABLE} is {name!r}, expected one of {', '.join(_BY_NAME)}")
+        raise BackendUnavailableError(
+            f"there is no instruction set {name!r} ({VARIABLE} or an argument says so); expected one of "
+            f"{', '.join(_BY_NAME)}"
+        )
     isa = _BY_NAME[name]
     if not runs_here(isa):
         missing = ", ".join(sorted(set(isa.needs) - machine_features()))
-        raise BackendUnavailableError(f"{VARIABLE} asks for {name}, but this machine lacks {missing}; unset it")
-    return isa, f"asked for by {VARIABLE}"
+        raise BackendUnavailableError(
+            f"kernels for {name} were asked for, but this machine lacks {missing}; leave {VARIABLE} unset"
+        )
+    return isa, "asked for by name"
+
+
+_current: Isa | None = None
 
 
 def current() -> Isa:
-    """The instruction set in use: the environment's wish, or the widest that this machine runs."""
-    return choose(os.environ.get(VARIABLE, ""))[0]
+    """The instruction set in use: the environment's wish at first use, or the widest that this machine runs."""
+    return _current or use(os.environ.get(VARIABLE, ""))
+
+
+def use(name: str = "") -> Isa:
+    """Build kernels for the instruction set called `name` from now on; "" is the widest that this machine runs."""
+    global _current
+    _current = choose(name)[0]
+    return _current
 
 
 def describe() -> str:
     """One line for people: the instruction set in use and why."""
-    isa, reason = choose(os.environ.get(VARIABLE, ""))
+    isa = current()
+    widest, reason = choose("")
+    if isa is not widest:
+        reason = f"asked for by name (by {VARIABLE} or by `use`); {widest.name} would run here, too"
     return f"{isa.name}: {isa.lanes} lanes of 32 bits; {reason}"

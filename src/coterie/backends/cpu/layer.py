@@ -21,10 +21,10 @@ from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.kernels.activation import glu_vectors
 from coterie.backends.cpu.layout import activation_order
-from coterie.backends.cpu.linear import chunk_rows
+from coterie.backends.cpu.linear import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.matrix import Matrix, matrix_of
 from coterie.backends.cpu.pool import Pool, address_of, get_pool
-from coterie.backends.cpu.prepare import job, prepare_phase, row_bytes, sums_group
+from coterie.backends.cpu.prepare import job, prepare_phase, sums_group
 
 GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(
     13
@@ -198,9 +198,9 @@ def moe(x: np.ndarray, routing: Any, experts: Any) -> np.ndarray:
     tokens = np.ascontiguousarray(x, np.float32)
     ids, weights = np.ascontiguousarray(routing.ids, np.uint32), np.ascontiguousarray(routing.weights, np.float32)
     out = np.empty((len(tokens), layer.down.n_rows), np.float32)
-    step = max(1, _MAX_HIDDEN // (ids.shape[1] * row_bytes(layer.down.layout, layer.n_hidden)))
+    step = max(1, _MAX_HIDDEN // (ids.shape[1] * layer.down.prepared_bytes))
     pool = get_pool()
-    with pool.hold():
+    with pool.lock:
         for begin in range(0, len(tokens), step):
             part = slice(begin, begin + step)
             _run_layer(pool, layer, tokens[part], ids[part], weights[part], out[part])
@@ -209,7 +209,7 @@ def moe(x: np.ndarray, routing: Any, experts: Any) -> np.ndarray:
 
 def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     n_rows, top_k = ids.size, ids.shape[1]
-    stride = row_bytes(layer.gate.layout, layer.gate.n_inputs)
+    stride = layer.gate.prepared_bytes
     prepared = pool.buffer("prepared", len(x) * stride)
     groups = pool.buffer("groups", 24 * min(layer.n_experts, n_rows))
     tokens, inputs = pool.buffer("tokens", 8 * n_rows), pool.buffer("inputs", 8 * n_rows)
@@ -222,7 +222,7 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
         out[...] = 0
         return
     kind = layer.down.layout.isa
-    hidden_stride = row_bytes(layer.down.layout, layer.n_hidden)
+    hidden_stride = layer.down.prepared_bytes
     hidden = pool.buffer("hidden", n_rows * hidden_stride)
     scratch_stride = s.thread_bytes(kind)
     scratch, sums = pool.buffer("scratch", pool.n_threads * scratch_stride), s.sums_offset(kind)
@@ -239,10 +239,13 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
         address_of(layer.down.words), n_groups, groups, 0, down_chunk, layer.down.n_rows, 0, hidden, hidden_stride,
         address_of(out), out.strides[0], tokens, sorted_weights, scratch, scratch_stride, sums, len(x),
     ]  # fmt: skip
+    gate_up_words, down_words = np.array(gate_up, np.int64), np.array(down, np.int64)
+    prepare, _kept = prepare_phase(layer.gate.prepare, x, prepared)
+    worth = n_rows * layer.n_hidden * layer.gate.n_inputs >= WORTH_WAKING
     pool.run(
-        prepare_phase(layer.gate.layout, x, prepared),
-        (job(f"gate_up.{index}", lambda: _make_gate_up(index)), np.array(gate_up, np.int64), n_groups * n_chunks),
-        (job("down", lambda: _down), np.array(down, np.int64), -(-layer.down.n_rows // down_chunk)),
+        prepare,
+        (job(f"gate_up.{index}", lambda: _make_gate_up(index)), address_of(gate_up_words), n_groups * n_chunks, worth),
+        (job("down", lambda: _down), address_of(down_words), -(-layer.down.n_rows // down_chunk), worth),
     )
 
 

@@ -6,13 +6,16 @@ import numpy as np
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu import scratch as s
-from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32
-from coterie.backends.cpu.matrix import Matrix, matrix_of
+from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32, store_i64
+from coterie.backends.cpu.jit import njit
+from coterie.backends.cpu.matrix import Matrix
 from coterie.backends.cpu.pool import Pool, address_of, get_pool
-from coterie.backends.cpu.prepare import job, prepare_phase, row_bytes
-from coterie.formats import Packed
+from coterie.backends.cpu.prepare import job, prepare_phase
 
 MATRIX, GROUPS, N_CHUNKS, CHUNK, N_ROWS, INPUTS, OUTPUTS, SCRATCH, SCRATCH_STRIDE, SUMS = range(10)
+
+WORTH_WAKING = 1 << 18
+"""Products from which a second thread gains more than it costs to wake: some five microseconds of work."""
 
 _MAX_PREPARED = 256 << 20
 """Bytes of prepared activations at a time; longer inputs go through in parts."""
@@ -48,31 +51,31 @@ def chunk_rows(n_rows: int, n_groups: int, n_threads: int) -> int:
     return max(16, min(p.MAX_ROWS, wanted // 16 * 16))
 
 
-def project(
-    pool: Pool, matrix: Matrix, x: np.ndarray, out: np.ndarray, groups: np.ndarray, lhs: np.ndarray, places: np.ndarray
-) -> None:
-    """out[places[i]] = x[lhs[i]] times the matrix of i's group.
+@njit
+def _fill(table, first, stride, count):
+    """Addresses first, first + stride, ... for `count` rows."""
+    for index in range(count):
+        store_i64(table, index, first + index * stride)
 
-    x f32 [B, K], out f32 [R, N] contiguous; groups int64 [G, 3] of (expert, first, count) over i; lhs, places integers
-    [R].
-    """
-    prepared_stride = row_bytes(matrix.layout, matrix.n_inputs)
-    prepared = pool.buffer("prepared", len(x) * prepared_stride)
-    inputs = prepared + prepared_stride * lhs.astype(np.int64)
-    outputs = address_of(out) + out.strides[0] * places.astype(np.int64)
-    chunk = chunk_rows(matrix.n_rows, len(groups), pool.n_threads)
+
+def _run(
+    pool: Pool, matrix: Matrix, x: np.ndarray, n_pairs: int, groups: int, n_groups: int, tables: tuple[int, int]
+) -> None:
+    """Prepare x and multiply: `tables` are the addresses of INPUTS (into the buffer "prepared") and of OUTPUTS."""
+    chunk = chunk_rows(matrix.n_rows, n_groups, pool.n_threads)
     n_chunks = -(-matrix.n_rows // chunk)
-    scratch_stride = s.thread_bytes(matrix.layout.isa)
-    arguments = np.array(
-        [
-            address_of(matrix.words), address_of(groups), n_chunks, chunk, matrix.n_rows, address_of(inputs),
-            address_of(outputs), pool.buffer("scratch", pool.n_threads * scratch_stride), scratch_stride,
-            s.sums_offset(matrix.layout.isa),
-        ],
-        np.int64,
-    )  # fmt: skip
-    units = len(groups) * n_chunks
-    pool.run(prepare_phase(matrix.layout, x, prepared), (job("project", lambda: _project), arguments, units))
+    kind = matrix.layout.isa
+    scratch_stride = s.thread_bytes(kind)
+    scratch = pool.buffer("scratch", pool.n_threads * scratch_stride)
+    words = [address_of(matrix.words), groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride]
+    arguments = np.array([*words, s.sums_offset(kind)], np.int64)
+    prepare, _kept = prepare_phase(matrix.prepare, x, pool.buffer("prepared", 0))
+    worth = n_pairs * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
+    pool.run(prepare, (job("project", _the_job), address_of(arguments), n_groups * n_chunks, worth))
+
+
+def _the_job() -> Any:
+    return _project
 
 
 def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
@@ -80,27 +83,18 @@ def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     rows = np.ascontiguousarray(x, np.float32)
     out = np.empty((len(rows), matrix.n_rows), np.float32)
     pool = get_pool()
-    step = max(1, _MAX_PREPARED // row_bytes(matrix.layout, matrix.n_inputs))
-    with pool.hold():
+    step = max(1, _MAX_PREPARED // matrix.prepared_bytes)
+    with pool.lock:
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
-            every = np.arange(len(part))
-            groups = np.array([[0, 0, len(part)]], np.int64)
-            project(pool, matrix, part, out[begin : begin + step], groups, every, every)
+            count = len(part)
+            group = np.array([0, 0, count], np.int64)
+            inputs, outputs = pool.buffer("inputs", 8 * count), pool.buffer("outputs", 8 * count)
+            prepared = pool.buffer("prepared", count * matrix.prepared_bytes)
+            _fill(inputs, prepared, matrix.prepared_bytes, count)
+            _fill(outputs, address_of(out) + begin * out.strides[0], out.strides[0], count)
+            _run(pool, matrix, part, count, address_of(group), 1, (inputs, outputs))
     return out
-
-
-def matrix_for(weight: Packed | np.ndarray) -> Matrix:
-    """`matrix_of`, remembered by a Packed for the next call."""
-    if not isinstance(weight, Packed):
-        return matrix_of(weight)
-    from coterie.backends.cpu import isa
-
-    name = f"cpu.matrix.{isa.current().name}"
-    matrix = weight.derived.get(name)
-    if matrix is None:
-        matrix = weight.derived.setdefault(name, matrix_of(weight))
-    return matrix
 
 
 def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +105,20 @@ def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
+    """x [B, K][rows] times the stack's matrices [experts]: f32 [R, N]; rows and experts int64 [R]."""
     out = np.empty((len(rows), matrix.n_rows), np.float32)
     pool = get_pool()
-    step = max(1, _MAX_PREPARED // row_bytes(matrix.layout, matrix.n_inputs))
-    with pool.hold():
+    step = max(1, _MAX_PREPARED // matrix.prepared_bytes)
+    with pool.lock:
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
             order, groups = group_rows(experts[part])
             # Only the rows of x that this part needs are prepared.
             needed, local = np.unique(rows[part], return_inverse=True)
             needed_x = np.ascontiguousarray(x if len(needed) == len(x) else x[needed], np.float32)
-            project(pool, matrix, needed_x, out[part], groups, local[order], order)
+            prepared = pool.buffer("prepared", len(needed) * matrix.prepared_bytes)
+            inputs = prepared + matrix.prepared_bytes * local[order].astype(np.int64)
+            outputs = address_of(out) + out.strides[0] * (begin + order.astype(np.int64))
+            tables = (address_of(inputs), address_of(outputs))
+            _run(pool, matrix, needed_x, len(order), address_of(groups), len(groups), tables)
     return out

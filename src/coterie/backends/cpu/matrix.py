@@ -9,6 +9,7 @@ from coterie.arrays import bfloat16
 from coterie.backends.cpu import isa
 from coterie.backends.cpu.layout import Layout
 from coterie.backends.cpu.pool import address_of
+from coterie.backends.cpu.prepare import prepare_words, row_bytes
 from coterie.backends.cpu.product import product
 from coterie.formats import Format, Packed
 
@@ -22,13 +23,18 @@ _FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", bfloat16: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """`words` is what jobs read (the places above); the arrays behind its addresses are kept alive by `owners`."""
+    """`words` is what jobs read (the places above); the arrays behind its addresses are kept alive by `owners`.
+
+    `prepare` and `prepared_bytes`: the arguments of the job that prepares activations, and the bytes of a prepared row.
+    """
 
     layout: Layout
     words: np.ndarray
     n_rows: int
     n_inputs: int
     owners: tuple[Any, ...]
+    prepare: np.ndarray
+    prepared_bytes: int
 
 
 def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:
@@ -66,4 +72,16 @@ def matrix_of(weight: Packed | np.ndarray, added: np.ndarray | None = None) -> M
         ],
         np.int64,
     )
-    return Matrix(layout, words, int(n_rows), int(n_inputs), owners)
+    template = prepare_words(layout, n_inputs)
+    return Matrix(layout, words, int(n_rows), int(n_inputs), owners, template, row_bytes(layout, n_inputs))
+
+
+def matrix_for(weight: Packed | np.ndarray) -> Matrix:
+    """`matrix_of`, remembered by a Packed for the next call."""
+    if not isinstance(weight, Packed):
+        return matrix_of(weight)
+    name = f"cpu.matrix.{isa.current().name}"
+    matrix = weight.derived.get(name)
+    if matrix is None:
+        matrix = weight.derived.setdefault(name, matrix_of(weight))
+    return matrix

@@ -12,8 +12,6 @@ helpers.
 import atexit
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -113,14 +111,14 @@ def _announce(block):
 
 @njit
 def _run(block, phases, n_phases):
-    """Run jobs one after the other; `phases` holds (function, arguments, units) of each."""
+    """Run jobs one after the other; `phases` holds the four words of each `Phase`."""
     for phase in range(n_phases):
-        units = load_i64(phases, 3 * phase + 2)
-        store_i64(block, _FUNCTION, load_i64(phases, 3 * phase))
-        store_i64(block, _ARGUMENTS, load_i64(phases, 3 * phase + 1))
+        units = load_i64(phases, 4 * phase + 2)
+        store_i64(block, _FUNCTION, load_i64(phases, 4 * phase))
+        store_i64(block, _ARGUMENTS, load_i64(phases, 4 * phase + 1))
         store_i64(block, _UNITS, units)
         atomic_exchange(block, _NEXT, 0)
-        if units > 1:
+        if units > 1 and load_i64(phases, 4 * phase + 3) != 0:
             atomic_exchange(block, _OPEN, 1)
             _announce(block)
         _take_units(block, 0)
@@ -133,6 +131,10 @@ def _run(block, phases, n_phases):
 def _stop(block):
     atomic_exchange(block, _STOP, 1)
     _announce(block)
+
+
+Phase = tuple[int, int, int, bool]
+"""A job: the addresses of its callback and of its arguments, its units, and whether other threads are worth waking."""
 
 
 def address_of(array: np.ndarray) -> int:
@@ -152,8 +154,9 @@ class Pool:
         self.n_threads = n_threads
         self._memory = np.zeros(_WORDS + 8, np.int64)
         self._block = aligned(address_of(self._memory))
-        self._lock = threading.RLock()
-        self._buffers: dict[str, np.ndarray] = {}
+        # Whoever uses the buffers for several steps holds it from the first to the last.
+        self.lock = threading.RLock()
+        self._buffers: dict[str, tuple[int, int, np.ndarray]] = {}
         _initialise(self._block)
         self._helpers = [
             threading.Thread(target=_help, args=(self._block, thread, 0), name=f"coterie-{thread}", daemon=True)
@@ -162,16 +165,10 @@ class Pool:
         for helper in self._helpers:
             helper.start()
 
-    @contextmanager
-    def hold(self) -> Iterator["Pool"]:
-        """Keep the pool and its buffers to the calling thread for one operation."""
-        with self._lock:
-            yield self
-
-    def run(self, *phases: tuple[int, np.ndarray, int]) -> None:
-        """Run jobs in order, each given as (function address, int64 arguments, units)."""
-        words = np.array([(job, address_of(arguments), units) for job, arguments, units in phases], np.int64)
-        with self._lock:
+    def run(self, *phases: Phase) -> None:
+        """Run jobs in order."""
+        words = np.array(phases, np.int64)
+        with self.lock:
             _run(self._block, address_of(words), len(phases))
 
     def buffer(self, name: str, n_bytes: int) -> int:
@@ -180,14 +177,16 @@ class Pool:
 
         It is kept for the next call under this name and grows when more is asked for; its content is undefined.
         """
-        memory = self._buffers.get(name)
-        if memory is None or memory.size < n_bytes + _LINE:
-            memory = self._buffers[name] = np.full(n_bytes + n_bytes // 4 + _LINE, 0xFF, np.uint8)
-        return aligned(address_of(memory))
+        held = self._buffers.get(name)
+        if held is None or held[0] < n_bytes:
+            capacity = n_bytes + n_bytes // 4
+            memory = np.full(capacity + _LINE, 0xFF, np.uint8)
+            held = self._buffers[name] = (capacity, aligned(address_of(memory)), memory)
+        return held[1]
 
     def close(self) -> None:
         """End the helpers; the pool is not usable afterwards."""
-        with self._lock:
+        with self.lock:
             _stop(self._block)
         for helper in self._helpers:
             helper.join()

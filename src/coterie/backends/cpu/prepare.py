@@ -9,11 +9,14 @@ from numba import types
 from coterie.backends.cpu.atoms import load_f32, load_u32, store_f32
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.layout import Layout, activation_order
-from coterie.backends.cpu.pool import address_of
+from coterie.backends.cpu.pool import Phase, address_of
 
 JOB = types.void(types.CPointer(types.int64), types.int64, types.int64)
 
 X, X_STRIDE, N_INPUTS, ORDER, FACTOR, BLOCK, GROUP, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(11)
+
+_WORTH_WAKING = 1 << 15
+"""Numbers to reorder from which a second thread gains more than it costs to wake."""
 
 _jobs: dict[str, Any] = {}
 
@@ -58,16 +61,26 @@ def sums_group(layout: Layout) -> int:
     return layout.group if layout.kind == "affine" else 0
 
 
-def prepare_phase(layout: Layout, x: np.ndarray, prepared: int) -> tuple[int, np.ndarray, int]:
-    """The job that prepares x f32 [R, K] at address `prepared`, `row_bytes` apart."""
+def prepare_words(layout: Layout, n_inputs: int) -> np.ndarray:
+    """The arguments of `prepare_phase` for rows of this layout, without those that change from call to call."""
     order, factor = activation_order(layout.key)
-    n_rows, n_inputs = x.shape
-    rows_a_unit = max(1, min(16, 8192 // max(1, n_inputs)))
-    words = [
-        address_of(x), x.strides[0], n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout),
-        prepared, row_bytes(layout, n_inputs), n_rows, rows_a_unit,
-    ]  # fmt: skip
-    return job("prepare", lambda: _prepare_rows), np.array(words, np.int64), -(-n_rows // rows_a_unit)
+    words = np.zeros(ROWS_A_UNIT + 1, np.int64)
+    words[[N_INPUTS, ORDER, FACTOR]] = n_inputs, address_of(order), address_of(factor)
+    words[[BLOCK, GROUP, PREPARED_STRIDE]] = layout.block, sums_group(layout), row_bytes(layout, n_inputs)
+    words[ROWS_A_UNIT] = max(1, min(16, 8192 // n_inputs))
+    return words
+
+
+def prepare_phase(template: np.ndarray, x: np.ndarray, prepared: int) -> tuple[Phase, np.ndarray]:
+    """The job that prepares x f32 [R, K] at address `prepared`, and its arguments, which must live until it has run."""
+    words = template.copy()
+    words[X], words[X_STRIDE], words[PREPARED], words[N_ROWS] = address_of(x), x.strides[0], prepared, len(x)
+    units = -(-len(x) // int(words[ROWS_A_UNIT]))
+    return (job("prepare", _the_job), address_of(words), units, x.size >= _WORTH_WAKING), words
+
+
+def _the_job() -> Any:
+    return _prepare_rows
 
 
 def job(name: str, make: Callable[[], Any]) -> int:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from coterie.backends.cpu.columns import multiply_columns
-from coterie.backends.cpu.linear import gathered, linear, matrix_for
-from coterie.backends.cpu.matrix import matrix_of
+from coterie.backends.cpu.linear import gathered, linear
+from coterie.backends.cpu.matrix import matrix_for, matrix_of
 from coterie.formats import Packed
 
 
