@@ -6,14 +6,14 @@ import numpy as np
 
 from coterie.arrays import bfloat16
 from coterie.backends.cpu.linear import linear as product
-from coterie.backends.cpu.matrix import matrix_for, matrix_of
+from coterie.backends.cpu.matrix import matrix_for
 from coterie.formats import Packed
 from coterie.formats.codec import dequantize
 
 
 def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
     # The kernels read weights by their address, so a file's arrays may be unaligned and are never copied.
-    return product(x, matrix_for(weight) if isinstance(weight, Packed) else matrix_of(weight))
+    return product(x, matrix_for(weight))
 
 
 def embed(weight: Packed | np.ndarray, ids: Sequence[int]) -> np.ndarray:
