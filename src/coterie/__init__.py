@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         route,
         weighted_sum,
     )
-    from coterie.runtime import Generation, Model, load
+    from coterie.runtime import Generation, Model, load, warmup
 
 __all__ = [
     "CoterieError",
@@ -54,6 +54,7 @@ __all__ = [
     "quantize",
     "quantized_matmul",
     "route",
+    "warmup",
     "weighted_sum",
 ]
 
@@ -65,6 +66,7 @@ _ROOMS = {
     "Generation": "coterie.runtime",
     "Model": "coterie.runtime",
     "load": "coterie.runtime",
+    "warmup": "coterie.runtime",
 }
 """Where a public name lives; whatever is not listed lives in `coterie.ops`."""
 

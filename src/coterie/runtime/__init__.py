@@ -4,5 +4,6 @@ from coterie.runtime.generation import Generation, Stream
 from coterie.runtime.loading import describe, load
 from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import Tokenizer
+from coterie.runtime.warming import warmup
 
-__all__ = ["Generation", "Model", "Stream", "Tokenizer", "describe", "load"]
+__all__ = ["Generation", "Model", "Stream", "Tokenizer", "describe", "load", "warmup"]

@@ -7,6 +7,8 @@ stamp is the digest of every source file of the back end.
 
 import functools
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numba
 from numba.core.caching import _CacheLocator
 
 _PACKAGE = Path(__file__).parent
+_LOGGER = logging.getLogger("coterie")
 
 
 @functools.cache
@@ -55,9 +58,7 @@ def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> 
 
 
 def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile `function` to a C callback now, or load it from the disk cache; keep the result alive while `.address` is
-    used.
-    """
+    """Compile `function` to a C callback now, or load it from the disk cache; keep the result while `.address` is used."""
     from numba.core.ccallback import CFunc
     from numba.core.sigutils import normalize_signature
 
@@ -66,5 +67,23 @@ def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
     )
     callback.enable_caching()
     _stamp(callback._cache)  # type: ignore[attr-defined]
+    begin = time.perf_counter()
     callback.compile()
+    if not callback.cache_hits:
+        _tell_of(time.perf_counter() - begin)
     return callback
+
+
+_compiling_seconds = 0.0
+_told = False
+
+
+def _tell_of(seconds: float) -> None:
+    """Say once why the first call is slow, when compiling has taken more than a second."""
+    global _compiling_seconds, _told
+    _compiling_seconds += seconds
+    if _compiling_seconds > 1 and not _told:
+        _told = True
+        _LOGGER.warning(
+            "compiling kernels for this machine; later runs load them from the cache (coterie.warmup() compiles ahead)"
+        )
