@@ -58,7 +58,7 @@ def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> 
 
 
 def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile `function` to a C callback now, or load it from the disk cache; keep the result while `.address` is used."""
+    """Compile `function` to a C callback, or load it from the disk cache; keep the result while `.address` is used."""
     from numba.core.ccallback import CFunc
     from numba.core.sigutils import normalize_signature
 
