@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,16 @@ def pieces():
 """
 
 
-def start(pieces: str = ENDLESS, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def start(
+    pieces: str = ENDLESS, *, prompt: str = "prompt", stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
     """`coterie generate` with a model that streams `pieces`."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"{PREAMBLE}\n{pieces}\ncoterie.load = Model().load\nmain()", "generate", "prompt"],
+        [sys.executable, "-c", f"{PREAMBLE}\n{pieces}\ncoterie.load = Model().load\nmain()", "generate", prompt],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:]])},
     )
 
 
@@ -76,6 +79,7 @@ def test_ctrl_c_counts_wherever_it_strikes(pieces: str) -> None:
     with start(pieces) as process:
         assert process.stdout is not None
         process.stdout.read(len("word0 word1 "))
+        time.sleep(0.5)  # until it sleeps inside of its try block; a strike before that is the ordinary case
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -109,6 +113,27 @@ def test_a_terminal_is_left_as_it_was() -> None:
     assert process.returncode == 130
     assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") > 0
     assert screen.rindex(b"\x1b[?25l") < screen.rindex(b"\x1b[?25h")
+
+
+def test_on_a_terminal_the_text_follows_its_prompt_and_neither_can_steer_it() -> None:
+    ours, theirs = pty.openpty()
+    pieces = 'def pieces():\n    yield "one\\x1b[2Jtwo"'
+    with start(pieces, prompt="say\x1b[1m:", stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        screen = b""
+        while chunk := read_terminal(ours):
+            screen += chunk
+    os.close(ours)
+    assert b"say\\x1b[1m:" in screen
+    assert screen.index(b"say") < screen.index(b"one\\x1b[2Jtwo\r\n") < screen.index(b"prompt tokens")
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """What is on its way; nothing once the other side is closed."""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["convert", "--help"]])
