@@ -54,7 +54,8 @@ def _anchored(low: np.ndarray, high: np.ndarray, span: np.ndarray, bits: int) ->
 def dequantize_groups(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> np.ndarray:
     """Codes [..., G, group_size] with scales and biases [..., G] to values in the scales' dtype.
 
-    The product is rounded to that dtype before the bias is added, and the sum again: two roundings, as in MLX.
+    The product is rounded to that dtype before the bias is added, and the sum again: two roundings, as in MLX. A
+    product beyond float16 is infinite, as there.
     """
     dtype = scales.dtype
     values = codes.astype(np.float32)
@@ -62,6 +63,7 @@ def dequantize_groups(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray)
     if dtype == np.float32:
         values += biases[..., None]
         return values
-    values = values.astype(dtype).astype(np.float32)
-    values += biases.astype(np.float32)[..., None]
-    return values.astype(dtype)
+    with np.errstate(over="ignore"):
+        values = values.astype(dtype).astype(np.float32)
+        values += biases.astype(np.float32)[..., None]
+        return values.astype(dtype)
