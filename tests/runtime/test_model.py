@@ -25,6 +25,8 @@ from coterie.runtime.model import check_memory
 from models import tiny
 
 PROMPT = "def read_lines(path):"
+HOT = 6.0
+"""A temperature at which random models, whose likeliest token is far ahead, write varied text."""
 
 
 @pytest.fixture(scope="module", params=["qwen3_moe", "gemma4"])
@@ -55,7 +57,7 @@ def test_greedy_text_is_the_argmax_of_whole_passes(model: Model) -> None:
 
 
 def test_a_stream_is_the_text_in_pieces(model: Model) -> None:
-    options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 5}
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": HOT, "seed": 5}
     stream = model.stream(PROMPT, **options)
     assert stream.generation.finish_reason is None
     pieces = list(stream)
@@ -68,7 +70,7 @@ def test_a_stream_is_the_text_in_pieces(model: Model) -> None:
 
 
 def test_a_stream_can_be_left_and_looked_at(model: Model) -> None:
-    stream = model.stream(PROMPT, max_tokens=30, temperature=1.0, seed=5)
+    stream = model.stream(PROMPT, max_tokens=30, temperature=HOT, seed=5)
     first = next(iter(stream))
     assert stream.generation.text == first
     assert 1 <= len(stream.generation.token_ids) < 30
@@ -88,11 +90,11 @@ def test_timings_are_plausible(model: Model) -> None:
 
 
 def test_a_seed_fixes_the_text(model: Model) -> None:
-    def text(seed: int | None) -> tuple[int, ...]:
-        return model.generate(PROMPT, max_tokens=20, temperature=1.5, seed=seed).token_ids
+    def text(seed: int) -> tuple[int, ...]:
+        return model.generate(PROMPT, max_tokens=20, temperature=HOT, seed=seed).token_ids
 
     assert text(1) == text(1)
-    assert len({text(1), text(2), text(3), text(None)}) > 2
+    assert len({text(1), text(2), text(3)}) == 3
 
 
 def test_a_cold_temperature_is_greedy(model: Model) -> None:
@@ -103,15 +105,15 @@ def test_a_cold_temperature_is_greedy(model: Model) -> None:
 
 
 def test_the_text_ends_before_a_stop_string(model: Model) -> None:
-    whole = model.generate(PROMPT, max_tokens=40, temperature=1.0, seed=4)
+    whole = model.generate(PROMPT, max_tokens=40, temperature=HOT, seed=4)
     assert len(whole.text) > 12
     for start in (0, 3, len(whole.text) - 4):
         stop = whole.text[start : start + 3]
-        made = model.generate(PROMPT, max_tokens=40, temperature=1.0, seed=4, stop=stop)
+        made = model.generate(PROMPT, max_tokens=40, temperature=HOT, seed=4, stop=stop)
         assert made.text == whole.text[: whole.text.index(stop)]
         assert made.finish_reason == "stop"
         assert made.token_ids == whole.token_ids[: len(made.token_ids)]
-    unseen = model.generate(PROMPT, max_tokens=40, temperature=1.0, seed=4, stop=["\x00never\x00", whole.text + "!"])
+    unseen = model.generate(PROMPT, max_tokens=40, temperature=HOT, seed=4, stop=["\x00never\x00", whole.text + "!"])
     assert unseen.text == whole.text
 
 
@@ -155,10 +157,10 @@ def with_context(model: Model, length: int) -> Model:
 
 def test_the_end_of_the_context_ends_the_text(qwen: Model) -> None:
     ids, short = tiny.token_ids(10), with_context(qwen, 16)
-    made = short.generate(ids, max_tokens=16, temperature=1.0, seed=0)
+    made = short.generate(ids, max_tokens=16, temperature=HOT, seed=0)
     assert len(made.token_ids) == 6
     assert made.finish_reason == "length"
-    assert made.token_ids == qwen.generate(ids, max_tokens=16, temperature=1.0, seed=0).token_ids[:6]
+    assert made.token_ids == qwen.generate(ids, max_tokens=16, temperature=HOT, seed=0).token_ids[:6]
     assert len(short.generate(tiny.token_ids(15), max_tokens=9).token_ids) == 1
     for n in (16, 17, 1000):
         with pytest.raises(RequestError) as refused:
@@ -202,7 +204,7 @@ def test_logits_that_are_not_finite_are_an_error_and_never_text(qwen: Model, mon
         return logits
 
     monkeypatch.setattr(qwen._decoder, "logits", poisoned)
-    for options in ({}, {"temperature": 1.0}):
+    for options in ({}, {"temperature": HOT}):
         stream = qwen.stream(PROMPT, **options)
         with pytest.raises(NumericError):
             list(stream)
@@ -212,11 +214,11 @@ def test_logits_that_are_not_finite_are_an_error_and_never_text(qwen: Model, mon
 
 
 def test_two_threads_may_use_one_model(qwen: Model) -> None:
-    expected = {seed: qwen.generate(PROMPT, max_tokens=15, temperature=1.0, seed=seed).text for seed in range(4)}
+    expected = {seed: qwen.generate(PROMPT, max_tokens=15, temperature=HOT, seed=seed).text for seed in range(4)}
     found: dict[int, str] = {}
 
     def run(seed: int) -> None:
-        found[seed] = qwen.generate(PROMPT, max_tokens=15, temperature=1.0, seed=seed).text
+        found[seed] = qwen.generate(PROMPT, max_tokens=15, temperature=HOT, seed=seed).text
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in expected]
     for thread in threads:
@@ -227,8 +229,8 @@ def test_two_threads_may_use_one_model(qwen: Model) -> None:
 
 
 def test_a_model_inside_another(qwen: Model) -> None:
-    outer = qwen.stream(PROMPT, max_tokens=10, temperature=1.0, seed=1)
-    expected = qwen.generate(PROMPT, max_tokens=10, temperature=1.0, seed=1).text
+    outer = qwen.stream(PROMPT, max_tokens=10, temperature=HOT, seed=1)
+    expected = qwen.generate(PROMPT, max_tokens=10, temperature=HOT, seed=1).text
     text = ""
     for piece in outer:
         text += piece

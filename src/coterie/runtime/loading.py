@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import Checkpoint, open_checkpoint
+from coterie.checkpoint import open_checkpoint
 from coterie.errors import ArgumentError, BackendUnavailableError
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
@@ -43,12 +43,7 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Mod
 def describe(path_or_repo: str | Path | None = None) -> Description:
     """What a checkpoint holds, from its headers and its config alone; the same errors as `load`."""
     with open_checkpoint(_location(path_or_repo), scan=False) as checkpoint:
-        return describe_open(checkpoint)
-
-
-def describe_open(checkpoint: Checkpoint) -> Description:
-    """`describe` of a checkpoint that is open already."""
-    return describe_checkpoint(family_of(checkpoint.config).architecture(checkpoint.config), checkpoint)
+        return describe_checkpoint(family_of(checkpoint.config).architecture(checkpoint.config), checkpoint)
 
 
 def _location(path_or_repo: str | Path | None) -> str | Path:

@@ -14,8 +14,8 @@ import numpy as np
 
 from coterie.backends.cpu.jit import njit
 
-_SCORES = 1 << 20
-"""Scores held at a time for one key-value head: 4 MiB of f32."""
+_SCORES = 1 << 21
+"""Scores held at a time for one key-value head: 8 MiB of f32. Each block of queries reads all keys and values once."""
 
 
 def attend(
