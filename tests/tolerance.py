@@ -1,8 +1,9 @@
 """How far a result may be from its float64 reference, derived and not tuned.
 
-Two figures a case, both relative to the root mean square (RMS) of the reference: the worst row's RMS error over that row's RMS,
-because real faults are whole rows wrong inside of a good average, and the RMS error over everything. A sum of K products in
-f32 may be off by c * eps * sqrt(K), c = 4; rounding the result to its dtype costs half a unit in the last place on top.
+Two figures a case, both relative to the root mean square (RMS) of the reference: the worst row's RMS error over that
+row's RMS, because real faults are whole rows wrong inside of a good average, and the RMS error over everything. A sum
+of K products in f32 may be off by c * eps * sqrt(K), c = 4; rounding the result to its dtype costs half a unit in the
+last place on top.
 """
 
 import math
@@ -33,8 +34,8 @@ def errors(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
 def assert_close(found: np.ndarray, reference: np.ndarray, limit: float, *, may_be_exact: bool = False) -> None:
     """Fail unless shapes agree, everything is finite, and both errors are within `limit`.
 
-    An error of exactly zero over many sums is as suspect as a large one: it says that the reference was compared with itself.
-    `may_be_exact` is for small integers and selections, where zero is the right answer.
+    An error of exactly zero over many sums is as suspect as a large one: it says that the reference was compared with
+    itself. `may_be_exact` is for small integers and selections, where zero is the right answer.
     """
     if found.shape != reference.shape:
         pytest.fail(f"found shape {found.shape}, expected {reference.shape}")
