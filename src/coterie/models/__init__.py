@@ -1,0 +1,1 @@
+"""One decoder for every family, and the families as data."""
