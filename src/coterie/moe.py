@@ -31,7 +31,7 @@ class Experts:
     Biases are floats: gate and up [E, I] (gate [E, 2I] where fused), down [E, H]; they are added before the activation
     and before the weighting.
 
-    Arrays that are strided or not aligned are copied once, here. `n_experts`, `hidden` (H) and `intermediate` (I) are
+    Strided arrays are copied once, here. `n_experts`, `hidden` (H) and `intermediate` (I) are
     the sizes found; `native` is the record as a back end takes it: the same one, or NumPy views of PyTorch's tensors.
     """
 
@@ -182,7 +182,7 @@ def _native_projections(experts: Experts) -> list[Any]:
     def as_native(projection: Projection | None) -> Any:
         if isinstance(projection, Packed):
             return dispatch.native_packed(projection)
-        return None if projection is None else dispatch.native(projection, experts.kind)
+        return None if projection is None else dispatch.native_weight(projection, experts.kind)
 
     return [as_native(getattr(experts, name)) for name in _PROJECTIONS]
 

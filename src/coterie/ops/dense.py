@@ -15,7 +15,7 @@ def matvec(weight: Array, x: Array) -> Array:
     if 0 in tuple(weight.shape):
         return dispatch.zeros((weight.shape[0],), dtype, kind)
     run = dispatch.verb("matvec", kind)
-    result = run(dispatch.native(weight, kind), checks.cast(dispatch.native(x, kind), dtype, kind))
+    result = run(dispatch.native_weight(weight, kind), checks.cast(dispatch.native(x, kind), dtype, kind))
     return result if kind != "torch" else from_numpy(result, kind)
 
 

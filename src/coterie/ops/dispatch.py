@@ -138,6 +138,11 @@ def native_packed(packed: Packed) -> Packed:
     return twin
 
 
+def native_weight(array: Array, kind: Kind) -> Array:
+    """`native` for a plain weight, which may lie at any alignment, as in a mapped file; only strided ones are copied."""
+    return array if kind == "mlx" else _contiguous(as_numpy(array))
+
+
 def _contiguous(array: np.ndarray) -> np.ndarray:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 

@@ -138,6 +138,4 @@ def reference_pairs(
 
 def _dense_either_way(b: np.ndarray) -> np.ndarray:
     """b as it lies if it, or its transpose, is dense: what a kernel can read row by row."""
-    if b.flags.aligned and (b.flags.c_contiguous or b.swapaxes(-1, -2).flags.c_contiguous):
-        return b
-    return dispatch.dense(b)
+    return b if b.flags.c_contiguous or b.swapaxes(-1, -2).flags.c_contiguous else np.ascontiguousarray(b)

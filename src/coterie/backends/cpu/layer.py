@@ -229,23 +229,22 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
     chunk = _hidden_chunk(layer, n_groups, pool.n_threads)
     n_chunks = -(-layer.n_hidden // chunk)
     gate_up = [
-        address_of(layer.gate.words), 0 if layer.up is None else address_of(layer.up.words), groups, n_chunks, chunk,
+        layer.gate.at, 0 if layer.up is None else layer.up.at, groups, n_chunks, chunk,
         layer.n_hidden, inputs, hidden, hidden_stride, address_of(layer.places), address_of(layer.factors),
         layer.down.layout.block, sums_group(layer.down.layout), scratch, scratch_stride, sums, layer.activation,
     ]  # fmt: skip
     index = ISAS.index(kind)
     down_chunk = chunk_rows(layer.down.n_rows, 1, pool.n_threads)
     down = [
-        address_of(layer.down.words), n_groups, groups, 0, down_chunk, layer.down.n_rows, 0, hidden, hidden_stride,
+        layer.down.at, n_groups, groups, 0, down_chunk, layer.down.n_rows, 0, hidden, hidden_stride,
         address_of(out), out.strides[0], tokens, sorted_weights, scratch, scratch_stride, sums, len(x),
     ]  # fmt: skip
-    gate_up_words, down_words = np.array(gate_up, np.int64), np.array(down, np.int64)
-    prepare, _kept = prepare_phase(layer.gate.prepare, x, prepared)
+    prepare = prepare_phase(pool, layer.gate.prepare, x, prepared)
     worth = n_rows * layer.n_hidden * layer.gate.n_inputs >= WORTH_WAKING
     pool.run(
         prepare,
-        (job(f"gate_up.{index}", lambda: _make_gate_up(index)), address_of(gate_up_words), n_groups * n_chunks, worth),
-        (job("down", lambda: _down), address_of(down_words), -(-layer.down.n_rows // down_chunk), worth),
+        (job(f"gate_up.{index}", lambda: _make_gate_up(index)), pool.place(gate_up), n_groups * n_chunks, worth),
+        (job("down", lambda: _down), pool.place(down), -(-layer.down.n_rows // down_chunk), worth),
     )
 
 

@@ -67,11 +67,11 @@ def _run(
     kind = matrix.layout.isa
     scratch_stride = s.thread_bytes(kind)
     scratch = pool.buffer("scratch", pool.n_threads * scratch_stride)
-    words = [address_of(matrix.words), groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride]
-    arguments = np.array([*words, s.sums_offset(kind)], np.int64)
-    prepare, _kept = prepare_phase(matrix.prepare, x, pool.buffer("prepared", 0))
+    words = [matrix.at, groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride, s.sums_offset(kind)]
+    arguments = pool.place(words)
     worth = n_pairs * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
-    pool.run(prepare, (job("project", _the_job), address_of(arguments), n_groups * n_chunks, worth))
+    prepare = prepare_phase(pool, matrix.prepare, x, pool.buffer("prepared", 0))
+    pool.run(prepare, (job("project", _the_job), arguments, n_groups * n_chunks, worth))
 
 
 def _the_job() -> Any:
@@ -88,12 +88,11 @@ def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
             count = len(part)
-            group = np.array([0, 0, count], np.int64)
             inputs, outputs = pool.buffer("inputs", 8 * count), pool.buffer("outputs", 8 * count)
             prepared = pool.buffer("prepared", count * matrix.prepared_bytes)
             _fill(inputs, prepared, matrix.prepared_bytes, count)
             _fill(outputs, address_of(out) + begin * out.strides[0], out.strides[0], count)
-            _run(pool, matrix, part, count, address_of(group), 1, (inputs, outputs))
+            _run(pool, matrix, part, count, pool.place([0, 0, count]), 1, (inputs, outputs))
     return out
 
 

@@ -23,7 +23,7 @@ _FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", bfloat16: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """`words` is what jobs read (the places above); the arrays behind its addresses are kept alive by `owners`.
+    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what its addresses point to.
 
     `prepare` and `prepared_bytes`: the arguments of the job that prepares activations, and the bytes of a prepared row.
     """
@@ -33,8 +33,9 @@ class Matrix:
     n_rows: int
     n_inputs: int
     owners: tuple[Any, ...]
-    prepare: np.ndarray
+    prepare: list[int]
     prepared_bytes: int
+    at: int
 
 
 def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:
@@ -72,8 +73,8 @@ def matrix_of(weight: Packed | np.ndarray, added: np.ndarray | None = None) -> M
         ],
         np.int64,
     )
-    template = prepare_words(layout, n_inputs)
-    return Matrix(layout, words, int(n_rows), int(n_inputs), owners, template, row_bytes(layout, n_inputs))
+    fixed, prepared_bytes = prepare_words(layout, n_inputs), row_bytes(layout, n_inputs)
+    return Matrix(layout, words, int(n_rows), int(n_inputs), owners, fixed, prepared_bytes, address_of(words))
 
 
 def matrix_for(weight: Packed | np.ndarray) -> Matrix:

@@ -9,7 +9,7 @@ from numba import types
 from coterie.backends.cpu.atoms import load_f32, load_u32, store_f32
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.layout import Layout, activation_order
-from coterie.backends.cpu.pool import Phase, address_of
+from coterie.backends.cpu.pool import Phase, Pool, address_of
 
 JOB = types.void(types.CPointer(types.int64), types.int64, types.int64)
 
@@ -61,22 +61,20 @@ def sums_group(layout: Layout) -> int:
     return layout.group if layout.kind == "affine" else 0
 
 
-def prepare_words(layout: Layout, n_inputs: int) -> np.ndarray:
-    """The arguments of `prepare_phase` for rows of this layout, without those that change from call to call."""
+def prepare_words(layout: Layout, n_inputs: int) -> list[int]:
+    """The arguments of `prepare_phase` that stay the same from call to call: N_INPUTS to GROUP, stride, rows a unit."""
     order, factor = activation_order(layout.key)
-    words = np.zeros(ROWS_A_UNIT + 1, np.int64)
-    words[[N_INPUTS, ORDER, FACTOR]] = n_inputs, address_of(order), address_of(factor)
-    words[[BLOCK, GROUP, PREPARED_STRIDE]] = layout.block, sums_group(layout), row_bytes(layout, n_inputs)
-    words[ROWS_A_UNIT] = max(1, min(16, 8192 // n_inputs))
-    return words
+    rows_a_unit = max(1, min(16, 8192 // n_inputs))
+    fixed = [n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout)]
+    return [*fixed, row_bytes(layout, n_inputs), rows_a_unit]
 
 
-def prepare_phase(template: np.ndarray, x: np.ndarray, prepared: int) -> tuple[Phase, np.ndarray]:
-    """The job that prepares x f32 [R, K] at address `prepared`, and its arguments, which must live until it has run."""
-    words = template.copy()
-    words[X], words[X_STRIDE], words[PREPARED], words[N_ROWS] = address_of(x), x.strides[0], prepared, len(x)
-    units = -(-len(x) // int(words[ROWS_A_UNIT]))
-    return (job("prepare", _the_job), address_of(words), units, x.size >= _WORTH_WAKING), words
+def prepare_phase(pool: Pool, fixed: list[int], x: np.ndarray, prepared: int) -> Phase:
+    """The job that prepares x f32 [R, K] at address `prepared`; `fixed` comes from `prepare_words`."""
+    rows_a_unit = fixed[6]
+    n_rows = len(x)
+    words = [address_of(x), x.strides[0], *fixed[:5], prepared, fixed[5], n_rows, rows_a_unit]
+    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows_a_unit), x.size >= _WORTH_WAKING
 
 
 def _the_job() -> Any:

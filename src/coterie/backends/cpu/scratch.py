@@ -2,6 +2,7 @@
 tiles.
 """
 
+import functools
 from typing import Any
 
 import numba
@@ -31,12 +32,14 @@ SECOND_TILE = TILE + TILE_BYTES
 PANEL = SECOND_TILE + TILE_BYTES
 
 
+@functools.cache
 def thread_bytes(isa: Isa) -> int:
     """Bytes of one thread's scratch."""
     panel, sums = p.scratch_bytes(isa)
     return -(-(PANEL + panel + sums) // 4096) * 4096
 
 
+@functools.cache
 def sums_offset(isa: Isa) -> int:
     """Where the sums of a product begin."""
     return PANEL + p.scratch_bytes(isa)[0]
