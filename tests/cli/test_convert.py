@@ -61,8 +61,8 @@ def test_the_report_as_text_goes_to_stderr(source: Path, tmp_path: Path) -> None
     result = run(source, tmp_path / "target", "--group-size", "128")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "matrices quantised" in result.stderr
-    assert "not quantised: 2 matrices, 64 inputs are not divisible by groups of 128" in result.stderr
-    assert "left out: 1 tensors" in result.stderr
+    assert "matrices not quantised: 2, 64 inputs are not divisible by groups of 128" in result.stderr
+    assert "tensors left out because nothing uses them: 1" in result.stderr
 
 
 def test_mode_none_keeps_the_weights(source: Path, tmp_path: Path) -> None:

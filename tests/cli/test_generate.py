@@ -113,7 +113,9 @@ def test_ctrl_c_while_loading_exits_with_130(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(coterie, "load", load, raising=False)
     result = CliRunner().invoke(app, ["generate", "prompt"])
-    assert (result.exit_code, result.stdout) == (130, "")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+    result = CliRunner().invoke(app, ["generate", "--json", "prompt"])
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (130, "interrupted")
 
 
 @pytest.mark.parametrize(

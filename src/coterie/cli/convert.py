@@ -149,6 +149,6 @@ def show(report: "ConversionReport", target: str, seconds: float, *, as_json: bo
     )
     say(summary)
     for reason, n_layers in Counter(report.kept.values()).items():
-        say(f"not quantised: {n_layers} matrices, {visible(reason)}", style="dim")
+        say(f"matrices not quantised: {n_layers}, {visible(reason)}", style="dim")
     if report.dropped:
-        say(f"left out: {len(report.dropped)} tensors that have no use here", style="dim")
+        say(f"tensors left out because nothing uses them: {len(report.dropped)}", style="dim")

@@ -72,6 +72,7 @@ def guarded(*, as_json: bool = False, debug: bool = False) -> Iterator[Interrupt
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except KeyboardInterrupt:
+        report_interrupt(as_json=as_json)
         raise typer.Exit(Exit.INTERRUPTED) from None
     except BrokenPipeError:
         silence_stdout()
@@ -80,6 +81,7 @@ def guarded(*, as_json: bool = False, debug: bool = False) -> Iterator[Interrupt
         if debug:
             traceback.print_exc()
         if interrupts.struck:
+            report_interrupt(as_json=as_json)
             raise typer.Exit(Exit.INTERRUPTED) from None
         report(error, as_json=as_json)
         raise typer.Exit(exit_code(error)) from None
@@ -92,6 +94,14 @@ def report(error: Exception, *, as_json: bool) -> None:
         print_json({"error": {"code": code, "message": message}})
         return
     say(Text.assemble(("error", "bold red"), (f" [{code}] ", "red"), message))
+
+
+def report_interrupt(*, as_json: bool) -> None:
+    """Say that Ctrl-C ended it, in a word."""
+    if as_json:
+        print_json({"error": {"code": "interrupted", "message": "ended by Ctrl-C"}})
+    else:
+        say("interrupted", style="dim")
 
 
 def described(error: Exception) -> tuple[str, str]:
