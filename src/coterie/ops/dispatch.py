@@ -139,7 +139,7 @@ def native_packed(packed: Packed) -> Packed:
 
 
 def native_weight(array: Array, kind: Kind) -> Array:
-    """`native` for a plain weight, which may lie at any alignment, as in a mapped file; only strided ones are copied."""
+    """`native` for a plain weight, which may lie at any alignment, as in a mapped file; strided ones are copied."""
     return array if kind == "mlx" else _contiguous(as_numpy(array))
 
 
