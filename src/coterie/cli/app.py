@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from coterie.cli.bench import bench
 from coterie.cli.convert import convert
 from coterie.cli.generate import generate
 from coterie.cli.info import info
@@ -35,3 +36,4 @@ def _options(
 app.command()(generate)
 app.command()(convert)
 app.command()(info)
+app.add_typer(bench, name="bench")
