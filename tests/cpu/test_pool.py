@@ -121,3 +121,15 @@ def test_compiled_code_is_cached_on_disk(tmp_path) -> None:  # type: ignore[no-u
         for _ in range(2)
     ]
     assert hits == ["0", "1"]
+
+
+def test_without_a_place_for_the_cache_kernels_still_run() -> None:
+    program = (
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes.clear()\n"
+        "import numpy as np, coterie\n"
+        "print(coterie.matvec(np.eye(3, dtype=np.float32), np.arange(3, dtype=np.float32)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[0. 1. 2.]"
+    assert run.stderr.count("NUMBA_CACHE_DIR") == 1

@@ -43,17 +43,31 @@ class _Stamped:
         return getattr(self._locator, name)
 
 
-def _stamp(cache: Any) -> None:
-    impl = cache._impl
-    impl._locator = _Stamped(impl._locator)
+def _enable_cache(compiled: Any) -> None:
+    """Cache a dispatcher or a callback on disk, where there is a place that may be written to."""
+    try:
+        compiled.enable_caching()
+    except RuntimeError:
+        _tell_of_no_cache()
+        return
+    cache = compiled._cache
+    cache._impl._locator = _Stamped(cache._impl._locator)
     # The index file holds the stamp it was made with; Numba reads it when the cache object is made.
     cache._cache_file._source_stamp = source_digest()
 
 
+@functools.cache
+def _tell_of_no_cache() -> None:
+    _LOGGER.warning(
+        "there is no folder for compiled kernels that may be written to, so every run compiles them again; "
+        "set NUMBA_CACHE_DIR to one"
+    )
+
+
 def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> Any:
     """`numba.njit`, without the GIL, cached on disk under the package's stamp; `fastmath` names LLVM's flags."""
-    dispatcher = numba.njit(function, nogil=True, cache=True, error_model="numpy", fastmath=fastmath)
-    _stamp(dispatcher._cache)
+    dispatcher = numba.njit(function, nogil=True, error_model="numpy", fastmath=fastmath)
+    _enable_cache(dispatcher)
     return dispatcher
 
 
@@ -65,8 +79,7 @@ def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
     callback = CFunc(
         function, normalize_signature(signature), locals={}, options={"error_model": "numpy", "nogil": True}
     )
-    callback.enable_caching()
-    _stamp(callback._cache)  # type: ignore[attr-defined]
+    _enable_cache(callback)
     begin = time.perf_counter()
     callback.compile()
     if not callback.cache_hits:
