@@ -75,7 +75,7 @@ def _extent(record: Figures) -> tuple[float, float, float, float]:
     across = [_intensity(row) for row in record["rows"]]
     rates = [row["flop_rate"]["median"] / 1e9 for row in record["rows"]]
     peaks = [record["limits"][name]["median"] / 1e9 for name in ("f32_rate", "int8_rate") if record["limits"][name]]
-    return min(across) / 1.7, max(across) * 1.7, min(rates) / 1.8, max(*rates, *peaks) * 1.5
+    return min(across) / 1.7, max(across) * 1.7, min(rates) / 3, max(*rates, *peaks) * 1.5
 
 
 def _panel(axis: Any, record: Figures, rows: list[Figures], colours: dict[str, str], limits: tuple[float, ...]) -> None:
@@ -94,6 +94,11 @@ def _panel(axis: Any, record: Figures, rows: list[Figures], colours: dict[str, s
     axis.set_title(shape.title if shape else rows[0]["shape"], loc="left", fontweight="bold", fontsize=11, color=_INK)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    # Where a panel spans less than two decades, 2 and 5 are named between the powers of ten.
+    axis.xaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if right < 100 * left and f"{value:e}"[0] in "25" else ""
+    )
+    axis.yaxis.set_minor_formatter(lambda _value, _: "")
     axis.grid(True, which="major", color="#e8eaee", linewidth=0.8, zorder=0)
     axis.tick_params(which="both", color=_FAINT, labelcolor=_INK)
     axis.spines[["top", "right"]].set_visible(False)

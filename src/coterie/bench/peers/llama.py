@@ -48,8 +48,10 @@ class _Graph(Entrant):
         self._case, self._kind = case, kind
         rows_fit = kind.rows and case.shape.hidden % kind.rows == 0 and case.shape.intermediate % kind.rows == 0
         buffers = ggml.repacking_buffers() if rows_fit and "avx2" in machine_features() else None
-        self.label = f"llama.cpp {kind.name}"
-        self.note = f"int8 activations, rows {'interleaved' if buffers else 'as in the file'}, weights of its own"
+        self.label = "llama.cpp"
+        self.note = (
+            f"{kind.name}, int8 activations, rows {'interleaved' if buffers else 'as in the file'}, weights of its own"
+        )
         self.expert_bytes = weight_bytes(case.shape, 8 * (kind.scale_bytes + kind.code_bytes) / _BLOCK)
         self.n_layers = case.rotation(self.expert_bytes)
         self._g = ggml.library()
