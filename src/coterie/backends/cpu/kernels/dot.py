@@ -13,6 +13,9 @@ from coterie.backends.cpu.kernels.decode import SCALE_BYTES, decode_fields, grou
 from coterie.backends.cpu.kernels.vector import I64, Vectors
 from coterie.backends.cpu.layout import Layout, from_key
 
+PREFETCH = 4096
+"""How many bytes ahead of the codes in hand the next ones are asked for: a page, at which the hardware stops."""
+
 
 @intrinsic(prefer_literal=True)
 def dot_row(
@@ -62,6 +65,8 @@ class _DotRow:
     def _block(self, block: Any, n_valid: Any | None) -> None:
         b, v, layout = self.builder, self.v, self.layout
         codes = b.add(self.args["codes"], b.mul(block, v.integer(layout.block_bytes)))
+        if n_valid is None:
+            v.prefetch(b.add(codes, v.integer(PREFETCH)))
         fields = decode_fields(v, layout, codes, n_valid)
         bases = [b.add(address, b.mul(block, v.integer(4 * layout.block))) for address in self.inputs]
 

@@ -59,6 +59,12 @@ class Vectors:
         zeros = ir.Constant(kind, None)
         return self.call(name, kind, [pointer, ir.Constant(I32, 1), mask, zeros])
 
+    def prefetch(self, address: Any) -> None:
+        """Ask for the cache line at an address that may be anywhere; nothing happens where there is no memory."""
+        pointer = self.builder.inttoptr(address, I8.as_pointer())
+        arguments = [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
+        self.call("llvm.prefetch.p0", ir.VoidType(), arguments)
+
     def splat(self, scalar: Any, count: int | None = None) -> Any:
         kind = ir.VectorType(scalar.type, count or self.lanes)
         single = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
