@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import Array, Kind, as_numpy, common_kind, dtype_name, from_numpy, kind_of
-from coterie.errors import ArgumentError
+from coterie.errors import ArgumentError, UnsupportedError
 from coterie.formats import Packed, codec
 from coterie.ops import checks, dispatch
 from coterie.ops.activations import check_activation, glu_reference
@@ -20,6 +20,9 @@ from coterie.ops.combine import SKIPPED_BELOW
 from coterie.ops.routing import Routing
 
 Projection = Packed | Array
+
+PRECISIONS = ("default", "exact", "int8")
+"""How activations are held while they are multiplied, by name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,13 +72,23 @@ class Experts:
         set_field(self, "native", self)
 
 
-def moe(x: Array, routing: Routing, experts: Experts) -> Array:
+def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default") -> Array:
     """The weighted sum of the outputs of each token's experts.
 
     x: [..., H] in f32, f16 or bf16; routing: ids and weights [..., k]. Returns [..., H] in x's dtype; everything
     between is in f32. A slot whose |weight| is below 1e-10 is skipped: its infinity or NaN does not reach the sum. Ids
     that `route` has not made are checked to be in range, which for MLX waits for their values.
+
+    precision: "default" and "exact" are the same today: activations and products in f32, exact to f32's rounding.
+    "int8" rounds activations to 8 bits: of tokens and of hidden values, each group that meets weights of one scale
+    becomes integers -127..127 times an f32 scale; everything else is exact. The relative error of the result in L2 norm
+    is then 1.0 to 1.6 % with normal activations (groups of 16 to 128; 1.4 % with 64) and 1.7 to 2.4 % with heavy-tailed
+    ones (Student's t, 3 degrees of freedom). Many tokens take about a third of the time. Where there is no kernel for
+    it, `UnsupportedError` says so: for MLX arrays, without AVX-512 VNNI, and for formats other than affine with 1, 2, 4
+    or 8 bits, mxfp4 and nvfp4.
     """
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")
     kind = experts.kind
     if kind_of(x) != kind or kind_of(routing.ids) != kind or kind_of(routing.weights) != kind:
         raise dispatch.mixed_kinds(
@@ -88,10 +101,16 @@ def moe(x: Array, routing: Routing, experts: Experts) -> Array:
         return dispatch.zeros(shape, dtype, kind)
     run = dispatch.verb("moe", kind)
     if kind == "mlx":
+        if precision == "int8":
+            raise UnsupportedError(
+                'precision="int8" was asked for with MLX arrays, but only the CPU back end has it; use '
+                'precision="default", or NumPy arrays',
+                code="int8",
+            )
         return run(x, Routing(ids, weights, experts.n_experts), experts)
     k = ids.shape[-1]
     flat = Routing(ids.reshape(-1, k), weights.reshape(-1, k), experts.n_experts)
-    result = run(dispatch.native(x, kind).reshape(-1, shape[-1]), flat, experts.native).reshape(shape)
+    result = run(dispatch.native(x, kind).reshape(-1, shape[-1]), flat, experts.native, precision).reshape(shape)
     return result if kind == "numpy" else from_numpy(result, kind)
 
 

@@ -6,6 +6,8 @@ directly in the order that the down weights are decoded in, so nothing is prepar
 by one thread in the order of experts: the outcome does not depend on the number of threads.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +25,13 @@ from coterie.backends.cpu.kernels.activation import glu_vectors
 from coterie.backends.cpu.layout import activation_order
 from coterie.backends.cpu.linear import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.matrix import Matrix, matrix_of
-from coterie.backends.cpu.pool import Pool, address_of, get_pool
+from coterie.backends.cpu.pool import Phase, Pool, address_of, get_pool
 from coterie.backends.cpu.prepare import job, prepare_phase, sums_group
 
 GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(
     13
 )
-SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION = 13, 14, 15, 16
+SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION, N_THREADS, LAST_GROUP = 13, 14, 15, 16, 17, 18
 
 DOWN, N_GROUPS, OUT, OUT_STRIDE, TOKENS, WEIGHTS, N_TOKENS, N_OUT = 0, 1, 9, 10, 11, 12, 16, 5
 
@@ -111,6 +113,10 @@ def _down(a: Any, unit: int, thread: int) -> None:
             n_tokens = min(p.MAX_TOKENS, first + count - begin)
             for token in range(n_tokens):
                 store_i64(table, token, a[HIDDEN] + (begin + token) * a[HIDDEN_STRIDE])
+            if group + 1 < a[N_GROUPS]:
+                s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 3 * group + 3), row)
+            else:
+                s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 0), row + a[CHUNK] * a[N_THREADS])
             s.multiply(scratch, sums, a[DOWN], expert, row, n_rows, table, n_tokens, tile)
             for token in range(n_tokens):
                 line = tile + 4 * p.MAX_ROWS * token
@@ -157,44 +163,64 @@ def _plan(ids, weights, n_rows, top_k, n_experts, counts, groups, tokens, inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
-    """What `moe` derives from an `Experts` record once."""
+class Layer:
+    """What `moe` derives from an `Experts` record once.
+
+    gate_up: address of the job. hidden_order: its words PLACES to SUMS_GROUP. prepare: makes the job that prepares
+    tokens for the gate matrix. thread_bytes, sums: bytes of a thread's scratch, and where in it sums begin.
+    """
 
     gate: Matrix
     up: Matrix | None
     down: Matrix
-    places: np.ndarray
-    factors: np.ndarray
     activation: int
     n_experts: int
     n_hidden: int
+    gate_up: int
+    hidden_order: tuple[int, int, int, int]
+    prepare: Callable[[Pool, list[int], np.ndarray, int], Phase]
+    thread_bytes: int
+    sums: int
 
 
-def _layer_of(experts: Any) -> _Layer:
+@functools.cache
+def _hidden_places(key: int) -> tuple[np.ndarray, np.ndarray]:
+    """(places, factors) of a block's hidden values, by their order in the row: the inverse of `activation_order`."""
+    order, factors = activation_order(key)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order), dtype=order.dtype)
+    return places, factors[places]
+
+
+def _layer_of(experts: Any, precision: str) -> Layer:
+    if precision == "int8":
+        # Its kernels are found only when they are asked for.
+        from coterie.backends.cpu.int8_layer import int8_layer
+
+        return int8_layer(experts)
     gate = matrix_of(experts.gate, experts.gate_bias)
     up = None if experts.up is None else matrix_of(experts.up, experts.up_bias)
     down = matrix_of(experts.down, experts.down_bias)
-    order, factors = activation_order(down.layout.key)
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order), dtype=order.dtype)
-    return _Layer(
-        gate,
-        up,
-        down,
-        places,
-        factors[places],
-        ACTIVATION_INDEX[experts.activation],
-        experts.n_experts,
-        experts.intermediate,
-    )
+    layout = down.layout
+    places, factors = _hidden_places(layout.key)
+    order = (address_of(places), address_of(factors), layout.block, sums_group(layout))
+    index = ISAS.index(layout.isa)
+    return Layer(
+        gate, up, down, ACTIVATION_INDEX[experts.activation], experts.n_experts, experts.intermediate,
+        job(f"gate_up.{index}", lambda: _make_gate_up(index)), order, prepare_phase, s.thread_bytes(layout.isa),
+        s.sums_offset(layout.isa),
+    )  # fmt: skip
 
 
-def moe(x: np.ndarray, routing: Any, experts: Any) -> np.ndarray:
-    """The experts of each token: x [T, H], ids and weights [T, k], to [T, H] in x's dtype."""
-    name = f"cpu.layer.{isa.current().name}"
+def moe(x: np.ndarray, routing: Any, experts: Any, precision: str = "default") -> np.ndarray:
+    """The experts of each token: x [T, H], ids and weights [T, k], to [T, H] in x's dtype.
+
+    precision: "int8" rounds activations to 8 bits; "default" and "exact" are products in f32.
+    """
+    name = f"cpu.layer.{'int8' if precision == 'int8' else 'f32'}.{isa.current().name}"
     layer = experts.derived.get(name)
     if layer is None:
-        layer = experts.derived.setdefault(name, _layer_of(experts))
+        layer = experts.derived.setdefault(name, _layer_of(experts, precision))
     tokens = np.ascontiguousarray(x, np.float32)
     ids, weights = np.ascontiguousarray(routing.ids, np.uint32), np.ascontiguousarray(routing.weights, np.float32)
     out = np.empty((len(tokens), layer.down.n_rows), np.float32)
@@ -207,7 +233,7 @@ def moe(x: np.ndarray, routing: Any, experts: Any) -> np.ndarray:
     return out.astype(x.dtype, copy=False)
 
 
-def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     n_rows, top_k = ids.size, ids.shape[1]
     stride = layer.gate.prepared_bytes
     prepared = pool.buffer("prepared", len(x) * stride)
@@ -221,34 +247,33 @@ def _run_layer(pool: Pool, layer: _Layer, x: np.ndarray, ids: np.ndarray, weight
     if n_groups == 0:
         out[...] = 0
         return
-    kind = layer.down.layout.isa
     hidden_stride = layer.down.prepared_bytes
     hidden = pool.buffer("hidden", n_rows * hidden_stride)
-    scratch_stride = s.thread_bytes(kind)
-    scratch, sums = pool.buffer("scratch", pool.n_threads * scratch_stride), s.sums_offset(kind)
+    scratch_stride, sums = layer.thread_bytes, layer.sums
+    scratch = pool.buffer("scratch", pool.n_threads * scratch_stride)
     chunk = _hidden_chunk(layer, n_groups, pool.n_threads)
     n_chunks = -(-layer.n_hidden // chunk)
     gate_up = [
         layer.gate.at, 0 if layer.up is None else layer.up.at, groups, n_chunks, chunk,
-        layer.n_hidden, inputs, hidden, hidden_stride, address_of(layer.places), address_of(layer.factors),
-        layer.down.layout.block, sums_group(layer.down.layout), scratch, scratch_stride, sums, layer.activation,
+        layer.n_hidden, inputs, hidden, hidden_stride, *layer.hidden_order, scratch, scratch_stride, sums,
+        layer.activation, pool.n_threads, n_groups - 1,
     ]  # fmt: skip
-    index = ISAS.index(kind)
     down_chunk = chunk_rows(layer.down.n_rows, 1, pool.n_threads)
     down = [
         layer.down.at, n_groups, groups, 0, down_chunk, layer.down.n_rows, 0, hidden, hidden_stride,
         address_of(out), out.strides[0], tokens, sorted_weights, scratch, scratch_stride, sums, len(x),
+        pool.n_threads,
     ]  # fmt: skip
-    prepare = prepare_phase(pool, layer.gate.prepare, x, prepared)
+    prepare = layer.prepare(pool, layer.gate.prepare, x, prepared)
     worth = n_rows * layer.n_hidden * layer.gate.n_inputs >= WORTH_WAKING
     pool.run(
         prepare,
-        (job(f"gate_up.{index}", lambda: _make_gate_up(index)), pool.place(gate_up), n_groups * n_chunks, worth),
+        (layer.gate_up, pool.place(gate_up), n_groups * n_chunks, worth),
         (job("down", lambda: _down), pool.place(down), -(-layer.down.n_rows // down_chunk), worth),
     )
 
 
-def _hidden_chunk(layer: _Layer, n_groups: int, n_threads: int) -> int:
+def _hidden_chunk(layer: Layer, n_groups: int, n_threads: int) -> int:
     """Hidden values in a unit: whole groups of the down weights, so that their sums are one thread's work."""
     smallest = max(32, layer.down.layout.group)
     wanted = layer.n_hidden * n_groups // (8 * n_threads)

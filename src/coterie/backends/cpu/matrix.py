@@ -1,5 +1,6 @@
 """A stack of weight matrices as the kernels see it: addresses, strides and the layout that reads it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,12 @@ def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:
     return Layout(_KINDS[fmt.mode], fmt.bits, fmt.group_size, scale, isa.current())
 
 
-def matrix_of(weight: Packed | np.ndarray, added: np.ndarray | None = None) -> Matrix:
+def matrix_of(
+    weight: Packed | np.ndarray, added: np.ndarray | None = None, kernel: Callable[[int], Any] = product
+) -> Matrix:
     """The record of a packed stack or matrix, or of a plain array, [E, N, K] or [N, K]; rows must be contiguous.
 
-    `added`: f32 [E, N], a bias for each row's result.
+    `added`: f32 [E, N], a bias for each row's result. `kernel` makes the product's callback from a layout's key.
     """
     if isinstance(weight, Packed):
         layout = layout_of(weight.format, weight.scales.dtype)
@@ -62,7 +65,7 @@ def matrix_of(weight: Packed | np.ndarray, added: np.ndarray | None = None) -> M
     n_rows, n_inputs = weight.shape[-2:]
     words = np.array(
         [
-            product(layout.key).address,
+            kernel(layout.key).address,
             address_of(codes),
             codes.strides[-2],
             codes.strides[0] if codes.ndim > 2 else 0,

@@ -15,7 +15,7 @@ JOB = types.void(types.CPointer(types.int64), types.int64, types.int64)
 
 X, X_STRIDE, N_INPUTS, ORDER, FACTOR, BLOCK, GROUP, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(11)
 
-_WORTH_WAKING = 1 << 15
+WORTH_WAKING = 1 << 15
 """Numbers to reorder from which a second thread gains more than it costs to wake."""
 
 _jobs: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def prepare_phase(pool: Pool, fixed: list[int], x: np.ndarray, prepared: int) ->
     rows_a_unit = fixed[6]
     n_rows = len(x)
     words = [address_of(x), x.strides[0], *fixed[:5], prepared, fixed[5], n_rows, rows_a_unit]
-    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows_a_unit), x.size >= _WORTH_WAKING
+    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows_a_unit), x.size >= WORTH_WAKING
 
 
 def _the_job() -> Any:

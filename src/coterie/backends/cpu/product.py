@@ -18,6 +18,7 @@ from coterie.backends.cpu.layout import Layout, from_key
 
 CODES, CODES_STRIDE, SCALES, SCALES_STRIDE, BIASES, N_INPUTS = 0, 1, 2, 3, 4, 5
 N_ROWS, INPUTS, N_TOKENS, OUT, OUT_STRIDE, PANEL, SUMS = 6, 7, 8, 9, 10, 11, 12
+NEXT_CODES, NEXT_SCALES, NEXT_BIASES = 13, 14, 15  # rows to bring near for the product after this one; see `expect`
 CALL_WORDS = 16
 
 MAX_TOKENS = 96

@@ -46,6 +46,20 @@ def sums_offset(isa: Isa) -> int:
 
 
 @numba.njit
+def expect(scratch: Any, matrix: Any, expert: Any, row: Any) -> None:
+    """Say which weight rows the product after the coming `multiply` begins with: kernels that prefetch do so for them.
+
+    They are a guess and may lie anywhere.
+    """
+    call = scratch + CALL
+    scale_offset = expert * load_i64(matrix, SCALES_EXPERT) + row * load_i64(matrix, SCALES_STRIDE)
+    codes = load_i64(matrix, CODES) + expert * load_i64(matrix, CODES_EXPERT) + row * load_i64(matrix, CODES_STRIDE)
+    store_i64(call, p.NEXT_CODES, codes)
+    store_i64(call, p.NEXT_SCALES, load_i64(matrix, SCALES) + scale_offset)
+    store_i64(call, p.NEXT_BIASES, load_i64(matrix, BIASES) + scale_offset)
+
+
+@numba.njit
 def multiply(
     scratch: Any, sums: Any, matrix: Any, expert: Any, row: Any, n_rows: Any, inputs: Any, n_tokens: Any, tile: Any
 ) -> None:
