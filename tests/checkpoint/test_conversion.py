@@ -188,6 +188,7 @@ def test_keep_dtype_and_dropped_parts_of_the_config(tmp_path: Path) -> None:
         ({"dtype": "float64"}, "dtype"),
         ({"overrides": (LayerFormat("m", bits=9),)}, "format"),
         ({"overrides": (LayerFormat("m["),)}, "pattern"),
+        ({"overrides": (LayerFormat("nowhere"),)}, "override"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], code: str, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def convert(
         name_map = names(checkpoint.config)
         planner = Planner(checkpoint, name_map, default, tuple(overrides), dtype or declared_dtype(checkpoint.config))
         steps = [planner.step(item) for item in plan(checkpoint.infos, name_map)]
+        planner.check_overrides()
         write_streamed(
             place,
             [step.entries for step in steps],

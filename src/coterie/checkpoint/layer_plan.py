@@ -20,7 +20,7 @@ from coterie.arrays import FLOAT_DTYPES, bfloat16
 from coterie.checkpoint.names import LayerFormat, NameMap, Target
 from coterie.checkpoint.reader import Checkpoint
 from coterie.checkpoint.writer import Entry
-from coterie.errors import CheckpointError
+from coterie.errors import ArgumentError, CheckpointError
 from coterie.formats import Format
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": bfloat16}
@@ -66,6 +66,7 @@ class Planner:
         self.dtype = None if dtype is None else DTYPES[dtype]
         self.kept: dict[str, str] = {}
         self.recorded: dict[str, dict[str, Any]] = {}
+        self.candidates: list[str] = []
 
     def step(self, target: Target) -> Step:
         """The plan for one tensor of the target."""
@@ -83,6 +84,17 @@ class Planner:
         if fmt.mode == "affine":
             entries.append(replace(scales, name=f"{path}.biases"))
         return Step(target, shape, dtype, fmt, tuple(entries))
+
+    def check_overrides(self) -> None:
+        """After the last step: refuse an override that matches no layer, which would else be a wish unheard."""
+        for rule in self.overrides:
+            if not any(re.fullmatch(rule.pattern, path) for path in self.candidates):
+                examples = ", ".join(self.candidates[:2]) or "none: nothing of this checkpoint is to be quantised"
+                raise ArgumentError(
+                    f"override {rule.pattern!r} matches no layer; expected a regular expression for a whole path, as "
+                    f"'.*down_proj'; layers here are {examples}{', ...' if len(self.candidates) > 2 else ''}",
+                    code="override",
+                )
 
     def _shape_and_dtype(self, target: Target) -> tuple[tuple[int, ...], np.dtype[Any]]:
         infos = [self.checkpoint.infos[part.name] for part in target.sources]
@@ -109,6 +121,7 @@ class Planner:
     def _format(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Format | None:
         if self.default is None or not self.name_map.may_quantize(path):
             return None
+        self.candidates.append(path)
         own = next((rule for rule in self.overrides if re.fullmatch(rule.pattern, path)), None)
         if dtype not in FLOAT_DTYPES or (own is not None and not own.quantized):
             self.kept[path] = f"{dtype} is not quantised" if dtype not in FLOAT_DTYPES else "the override says so"
