@@ -84,8 +84,8 @@ def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default"
     becomes integers -127..127 times an f32 scale; everything else is exact. The relative error of the result in L2 norm
     is then 1.0 to 1.6 % with normal activations (groups of 16 to 128; 1.4 % with 64) and 1.7 to 2.4 % with heavy-tailed
     ones (Student's t, 3 degrees of freedom). Many tokens take about a third of the time. Where there is no kernel for
-    it, `UnsupportedError` says so: for MLX arrays, without AVX-512 VNNI, and for formats other than affine with 1, 2, 4
-    or 8 bits, mxfp4 and nvfp4.
+    it, `UnsupportedError` says so: for MLX arrays, without AVX-512 VNNI, and for formats other than affine with 4 or 8
+    bits, mxfp4 and nvfp4.
     """
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")

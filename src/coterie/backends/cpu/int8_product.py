@@ -26,8 +26,8 @@ def panel_groups(layout: Layout) -> int:
 
 def why_not(layout: Layout) -> str:
     """Why there is no kernel for this layout on this machine; "" if there is one."""
-    if layout.kind not in ("affine", "e2m1") or layout.straddles:
-        return "which has none (affine with 1, 2, 4 or 8 bits, mxfp4 and nvfp4 have one)"
+    if layout.kind not in ("affine", "e2m1") or layout.bits not in (4, 8):
+        return "which has none (affine with 4 or 8 bits, mxfp4 and nvfp4 have one)"
     if layout.isa.name != "avx512" or "avx512vnni" not in machine_features():
         return f"and kernels need AVX-512 with VNNI (the instruction set in use is {layout.isa.name})"
     return ""

@@ -61,7 +61,7 @@ class _Few:
         for total, line in zip(self.totals, self.lines, strict=True):
             v.store(b.load(total), line)
 
-    def _block(self, block: Any, words: list[Any], rest: Any | None) -> None:
+    def _block(self, block: Any, words: list[Any]) -> None:
         """The groups that a block holds, or the part of a group that it is."""
         b, v, layout = self.builder, self.v, self.layout
         turned = transpose(v, words)
@@ -72,13 +72,9 @@ class _Few:
             return
         for number, begin in enumerate(range(0, v.lanes, words_a_group)):
             group = v.at(b.mul(block, v.integer(v.lanes // words_a_group)), number)
-            members = turned[begin : begin + words_a_group]
-            if rest is None or number == 0:
-                self._part(members, group, v.integer(0), 1)
-            else:
-                # Groups that the row does not have would meet activations that nobody has written.
-                with b.if_then(b.icmp_signed("<", v.integer(begin), rest)):
-                    self._part(members, group, v.integer(0), 1)
+            # Groups that the row does not have would meet activations that nobody has written.
+            with b.if_then(b.icmp_signed("<", group, self.rows.args["count"])):
+                self._part(turned[begin : begin + words_a_group], group, v.integer(0), 1)
 
     def _part(self, words: list[Any], group: Any, part: Any, n_parts: int) -> None:
         """Part number `part` of a group; the sums of int32 pass from part to part."""

@@ -64,7 +64,7 @@ def fill_panel(
     def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         rows = PackedRows(builder, layout, dict(zip(ROW_ARGUMENTS, args[1:], strict=True)))
         rows.fill_scales()
-        rows.for_blocks(lambda block, words, _rest: _fill_block(rows, block, words))
+        rows.for_blocks(lambda block, words: _fill_block(rows, block, words))
         return context.get_dummy_value()
 
     return types.void(key, *[types.int64] * 12), codegen
@@ -84,26 +84,23 @@ class PackedRows:
         self.builder, self.layout, self.args = builder, layout, args
         self.width, self.record = 4 * layout.lanes, record_bytes(layout)
 
-    def for_blocks(self, emit: Callable[[Any, list[Any], Any | None], None]) -> None:
-        """Run emit(block, words, None) for each whole block of `lanes` words a row, and emit(block, words, rest) for
-        the last `rest` words, if any, with zeros behind them; words: a vector for each row.
+    def for_blocks(self, emit: Callable[[Any, list[Any]], None]) -> None:
+        """Run emit(block, words) for each block of `lanes` words a row: `words` is a vector for each row, and behind the
+        stretch's last words it holds zeros, and nothing is read there.
         """
         b, v = self.builder, self.v
         words_a_group = self.layout.group * self.layout.bits // 32
         first = b.mul(self.args["first"], v.integer(4 * words_a_group))
         n_words = b.mul(self.args["count"], v.integer(words_a_group))
         rows = self._rows(b.add(self.args["codes"], first), self.args["codes_stride"])
-        n_whole = b.sdiv(n_words, v.integer(v.lanes))
-        with v.loop(n_whole) as block:
+        n_blocks = b.sdiv(b.add(n_words, v.integer(v.lanes - 1)), v.integer(v.lanes))
+        with v.loop(n_blocks) as block:
             offset = b.mul(block, v.integer(self.width))
+            left = b.sub(n_words, b.mul(block, v.integer(v.lanes)))
             places = [b.add(row, offset) for row in rows]
             for place in places:
                 v.prefetch(b.add(place, self.args["codes_ahead"]))
-            emit(block, [v.load(v.ints, place) for place in places], None)
-        rest = b.srem(n_words, v.integer(v.lanes))
-        with b.if_then(b.icmp_signed(">", rest, v.integer(0)), likely=False):
-            offset = b.mul(n_whole, v.integer(self.width))
-            emit(n_whole, [v.load_masked(v.ints, b.add(row, offset), rest) for row in rows], rest)
+            emit(block, [v.load_masked(v.ints, place, left) for place in places])
 
     def _rows(self, base: Any, stride: Any) -> list[Any]:
         """Addresses of the rows; those that do not exist are replaced by the last one that does."""
