@@ -279,14 +279,14 @@ def test_instruction_sets_without_a_kernel_are_refused(name: str, rng: np.random
 def test_gate_and_up_of_two_formats_are_refused(rng: np.random.Generator) -> None:
     first, second = (experts_of(rng, "numpy", 2, 64, 64, fmt) for fmt in (FOUR_BITS, EIGHT_BITS))
     mixed = Experts(first.gate, second.up, first.down)
-    with pytest.raises(UnsupportedError, match="gate is affine 4 bits.* up is affine 8 bits"):
+    with pytest.raises(UnsupportedError, match=r"gate is affine 4 bits.* up is affine 8 bits"):
         coterie.moe(np.ones((3, 64), np.float32), Routing(*routing_of(rng, 3, 1, 2)), mixed, precision="int8")
 
 
 @pytest.mark.parametrize("name", ["INT8", "fp8", "", None])
 def test_unknown_names_are_refused(name: object, rng: np.random.Generator) -> None:
     experts = experts_of(rng, "numpy", 2, 64, 64, FOUR_BITS)
-    with pytest.raises(ArgumentError, match="precision is .*expected one of default, exact, int8"):
+    with pytest.raises(ArgumentError, match=r"precision is .*expected one of default, exact, int8"):
         coterie.moe(
             np.ones((3, 64), np.float32), Routing(*routing_of(rng, 3, 1, 2)), experts, precision=name  # type: ignore[arg-type]
         )  # fmt: skip

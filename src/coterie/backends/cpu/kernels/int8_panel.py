@@ -85,8 +85,8 @@ class PackedRows:
         self.width, self.record = 4 * layout.lanes, record_bytes(layout)
 
     def for_blocks(self, emit: Callable[[Any, list[Any]], None]) -> None:
-        """Run emit(block, words) for each block of `lanes` words a row: `words` is a vector for each row, and behind the
-        stretch's last words it holds zeros, and nothing is read there.
+        """Run emit(block, words) for each block of `lanes` words a row: `words` is a vector for each row, with zeros
+        behind the stretch's last words, where nothing is read.
         """
         b, v = self.builder, self.v
         words_a_group = self.layout.group * self.layout.bits // 32
