@@ -38,7 +38,7 @@ _WEIGHTS_A_CHUNK = 512
 
 def _make_unpack(key: int) -> Any:
     def unpack(a: Any) -> None:
-        unpack_blocks(key, a[0], a[1], a[2], a[3], a[4], a[5], a[6])
+        unpack_blocks(key, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
 
     return unpack
 
@@ -82,6 +82,8 @@ def _spread_rows(a: Any, unit: int, thread: int) -> None:
             store_i64(call, 4, begin_block)
             store_i64(call, 5, n_blocks)
             store_i64(call, 6, panel)
+            store_i64(call, 7, load_i64(matrix, CODES_STRIDE))
+            store_i64(call, 8, load_i64(matrix, SCALES_STRIDE))
             call_product(a[UNPACK], call)
             for token in range(n_tokens):
                 value = load_f32(a[X] + load_i64(a[ROWS], begin + token) * a[X_STRIDE], row)

@@ -31,7 +31,7 @@ from coterie.backends.cpu.prepare import job, prepare_phase, sums_group
 GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(
     13
 )
-SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION, N_THREADS, LAST_GROUP = 13, 14, 15, 16, 17, 18
+SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION, N_THREADS, LAST_GROUP, UP_INPUTS = 13, 14, 15, 16, 17, 18, 19
 
 DOWN, N_GROUPS, OUT, OUT_STRIDE, TOKENS, WEIGHTS, N_TOKENS, N_OUT = 0, 1, 9, 10, 11, 12, 16, 5
 
@@ -56,9 +56,8 @@ def _make_gate_up(isa_index: int) -> Any:
         up, up_row = (a[UP], row) if a[UP] != 0 else (a[GATE], a[N_HIDDEN] + row)
         for begin in range(first, first + count, p.MAX_TOKENS):
             n_tokens = min(p.MAX_TOKENS, first + count - begin)
-            inputs = a[INPUTS] + 8 * begin
-            s.multiply(scratch, sums, a[GATE], expert, row, n_rows, inputs, n_tokens, tile)
-            s.multiply(scratch, sums, up, expert, up_row, n_rows, inputs, n_tokens, up_tile)
+            s.multiply(scratch, sums, a[GATE], expert, row, n_rows, a[INPUTS] + 8 * begin, n_tokens, tile)
+            s.multiply(scratch, sums, up, expert, up_row, n_rows, a[UP_INPUTS] + 8 * begin, n_tokens, up_tile)
             for token in range(n_tokens):
                 line = tile + 4 * p.MAX_ROWS * token
                 up_line = up_tile + 4 * p.MAX_ROWS * token
@@ -162,6 +161,16 @@ def _plan(ids, weights, n_rows, top_k, n_experts, counts, groups, tokens, inputs
     return n_groups
 
 
+@njit
+def _inputs_of(tokens, groups, n_groups, prepared, stride, inputs):
+    """inputs i64 [R]: where the prepared row of each sorted row's token lies; all arguments but n_groups and stride are
+    addresses.
+    """
+    last = 3 * (n_groups - 1)
+    for place in range(load_i64(groups, last + 1) + load_i64(groups, last + 2)):
+        store_i64(inputs, place, prepared + load_i64(tokens, place) * stride)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
     """What `moe` derives from an `Experts` record once.
@@ -247,6 +256,14 @@ def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights
     if n_groups == 0:
         out[...] = 0
         return
+    prepare = [layer.prepare(pool, layer.gate.prepare, x, prepared)]
+    up_inputs = inputs
+    if layer.up is not None and layer.up.prepare != layer.gate.prepare:
+        # The up weights are in another format and decode in another order.
+        up_prepared = pool.buffer("up_prepared", len(x) * layer.up.prepared_bytes)
+        up_inputs = pool.buffer("up_inputs", 8 * n_rows)
+        _inputs_of(tokens, groups, n_groups, up_prepared, layer.up.prepared_bytes, up_inputs)
+        prepare.append(layer.prepare(pool, layer.up.prepare, x, up_prepared))
     hidden_stride = layer.down.prepared_bytes
     hidden = pool.buffer("hidden", n_rows * hidden_stride)
     scratch_stride, sums = layer.thread_bytes, layer.sums
@@ -256,7 +273,7 @@ def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights
     gate_up = [
         layer.gate.at, 0 if layer.up is None else layer.up.at, groups, n_chunks, chunk,
         layer.n_hidden, inputs, hidden, hidden_stride, *layer.hidden_order, scratch, scratch_stride, sums,
-        layer.activation, pool.n_threads, n_groups - 1,
+        layer.activation, pool.n_threads, n_groups - 1, up_inputs,
     ]  # fmt: skip
     down_chunk = chunk_rows(layer.down.n_rows, 1, pool.n_threads)
     down = [
@@ -264,10 +281,9 @@ def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights
         address_of(out), out.strides[0], tokens, sorted_weights, scratch, scratch_stride, sums, len(x),
         pool.n_threads,
     ]  # fmt: skip
-    prepare = layer.prepare(pool, layer.gate.prepare, x, prepared)
     worth = n_rows * layer.n_hidden * layer.gate.n_inputs >= WORTH_WAKING
     pool.run(
-        prepare,
+        *prepare,
         (layer.gate_up, pool.place(gate_up), n_groups * n_chunks, worth),
         (job("down", lambda: _down), pool.place(down), -(-layer.down.n_rows // down_chunk), worth),
     )

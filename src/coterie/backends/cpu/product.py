@@ -76,8 +76,9 @@ def _make(key: int, layout: Layout, tile_rows: int, tile_tokens: int) -> Any:
                 for tile_row in range(tile_rows):
                     codes, scales, biases = _row(a, row + tile_row)
                     unpack_blocks(
-                        key, codes, scales, biases, a[N_INPUTS], begin, count, a[PANEL] + tile_row * panel_stride
-                    )
+                        key, codes, scales, biases, a[N_INPUTS], begin, count, a[PANEL] + tile_row * panel_stride,
+                        tile_rows * a[CODES_STRIDE], tile_rows * a[SCALES_STRIDE],
+                    )  # fmt: skip
                 for token in range(0, n_tokens, tile_tokens):
                     multiply_tile(
                         key, min(tile_tokens, n_tokens - token), count * vectors_a_block, a[PANEL], panel_stride,

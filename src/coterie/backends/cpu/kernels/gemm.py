@@ -18,22 +18,28 @@ from coterie.backends.cpu.layout import Layout, from_key
 
 @intrinsic(prefer_literal=True)
 def unpack_blocks(
-    _context: Any, key: Any, codes: Any, scales: Any, biases: Any, n_inputs: Any, first: Any, count: Any, panel: Any
-) -> Any:
+    _context: Any, key: Any, codes: Any, scales: Any, biases: Any, n_inputs: Any, first: Any, count: Any, panel: Any,
+    codes_ahead: Any, scales_ahead: Any,
+) -> Any:  # fmt: skip
     """Unpack `count` blocks of one weight row, from block `first` on, to f32 at `panel` in the order of prepared
     activations.
 
-    codes, scales, biases: addresses of the row. A block that the row ends in is filled up with finite numbers.
+    codes, scales, biases: addresses of the row. A block that the row ends in is filled up with finite numbers. The same
+    stretch of the row that lies codes_ahead and scales_ahead bytes further on is asked for, which need not exist.
     """
     layout = from_key(key.literal_value)
 
     def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        codes, scales, biases, n_inputs, first, count, panel = args[1:]
+        codes, scales, biases, n_inputs, first, count, panel, codes_ahead, scales_ahead = args[1:]
         v = Vectors(builder, layout.isa)
         whole = builder.sub(builder.sdiv(n_inputs, v.integer(layout.block)), first)
         n_whole = builder.select(builder.icmp_signed("<", whole, count), whole, count)
         row = (codes, scales, biases)
+        for part in (scales, biases) if layout.scale != "none" else ():
+            v.prefetch(builder.add(part, scales_ahead))
         with v.loop(n_whole) as step:
+            offset = builder.mul(builder.add(first, step), v.integer(layout.block_bytes))
+            v.prefetch(builder.add(builder.add(codes, offset), codes_ahead))
             _unpack_block(v, layout, row, builder.add(first, step), _block_of(v, layout, panel, step), None, n_inputs)
         with builder.if_then(builder.icmp_signed("<", n_whole, count), likely=False):
             rest = builder.srem(n_inputs, v.integer(layout.block))
@@ -41,7 +47,7 @@ def unpack_blocks(
             _unpack_block(v, layout, row, builder.add(first, n_whole), place, rest, n_inputs)
         return context.get_dummy_value()
 
-    return types.void(key, *[types.int64] * 7), codegen
+    return types.void(key, *[types.int64] * 9), codegen
 
 
 def _block_of(v: Vectors, layout: Layout, panel: Any, index: Any) -> Any:
