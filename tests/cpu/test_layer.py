@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from cpu.cases import packed_of
-from tolerance import assert_close, bound
 
 from coterie.arrays import bfloat16
 from coterie.formats import Format, Packed
 from coterie.moe import Experts, moe, moe_reference
 from coterie.ops import Routing
+from cpu.cases import packed_of
+from tolerance import assert_close, bound
 
 KINDS = {
     "4 bits g64": Format.resolve("affine", 4, 64),
@@ -33,7 +33,7 @@ def routing(rng: np.random.Generator, n_tokens: int, n_experts: int, top_k: int)
     return Routing(ids, rng.random((n_tokens, top_k), np.float32))
 
 
-@pytest.mark.parametrize(("gate", "up"), itertools.permutations(KINDS, 2))
+@pytest.mark.parametrize(("gate", "up"), list(itertools.permutations(KINDS, 2)))
 def test_projections_in_different_formats(gate: str, up: str, rng: np.random.Generator) -> None:
     n_experts, hidden, intermediate = 5, 128, 192
     experts = Experts(
