@@ -13,7 +13,7 @@ from coterie.bench.weights import Call, bits_a_weight, checked_tokens, n_layers,
 from coterie.formats import Format, Packed
 from coterie.moe import Experts, moe
 
-MODES: dict[str, dict[str, Any]] = {"default": {}}
+MODES: dict[str, dict[str, Any]] = {"default": {}, "int8": {"precision": "int8"}}
 """This library's own ways to compute: the name, and the arguments that `moe` is called with."""
 
 
@@ -105,6 +105,8 @@ class Own(Entrant):
         self._case, self._arguments = case, MODES[mode]
         self.n_layers = len(case.layers)
         self.expert_bytes = sum(part.nbytes for part in projections(case.layers[0])) // case.shape.n_experts
+        # A mode that the machine or the format does not have is refused here, not in the middle of a round.
+        self.run(0, case.checked)
 
     def prepare(self, call: Call) -> Call:
         """The call as it is."""

@@ -16,6 +16,7 @@ from coterie.bench.peers import PEERS
 from coterie.bench.rows import Identity, Pairs, Refusal, Row, make_row
 from coterie.bench.shapes import FORMATS, SHAPES, TOKENS, Shape
 from coterie.bench.weights import Call, calls
+from coterie.errors import UnsupportedError
 
 Progress = Callable[[str], None]
 
@@ -101,7 +102,12 @@ class _Bench:
 
     def _entrants(self, case: Case) -> list[Entrant]:
         """All who can take part; the others are reported. Their weights are made, and so touched, here."""
-        entrants: list[Entrant] = [Own(case, mode) for mode in self.settings.modes]
+        entrants: list[Entrant] = []
+        for mode in self.settings.modes:
+            try:
+                entrants.append(Own(case, mode))
+            except UnsupportedError as error:
+                self._refuse(f"coterie {mode}", case, str(error))
         for name in self.settings.peers:
             try:
                 entrants += PEERS[name](case)

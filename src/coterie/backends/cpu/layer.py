@@ -22,6 +22,7 @@ from coterie.backends.cpu.glu import ACTIVATION_INDEX, GELU, gelu_row
 from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.kernels.activation import glu_vectors
+from coterie.backends.cpu.kernels.combine import add_scaled
 from coterie.backends.cpu.layout import activation_order
 from coterie.backends.cpu.linear import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.matrix import Matrix, matrix_of
@@ -95,34 +96,36 @@ def _store_hidden(a, line, row, n_rows, hidden):
             store_f32(hidden, padded + row // group + index, total)
 
 
-def _down(a: Any, unit: int, thread: int) -> None:
-    """Unit: one chunk of the output's columns, for all tokens and all experts."""
-    row = unit * a[CHUNK]
-    n_rows = min(a[CHUNK], a[N_OUT] - row)
-    scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
-    sums, tile, table = scratch + a[SUMS], scratch + s.TILE, scratch + s.TABLE
-    for token in range(a[N_TOKENS]):
-        out = a[OUT] + token * a[OUT_STRIDE]
-        for index in range(row, row + n_rows):
-            store_f32(out, index, types.float32(0.0))
-    for group in range(a[N_GROUPS]):
-        expert = load_i64(a[GROUPS], 3 * group)
-        first, count = load_i64(a[GROUPS], 3 * group + 1), load_i64(a[GROUPS], 3 * group + 2)
-        for begin in range(first, first + count, p.MAX_TOKENS):
-            n_tokens = min(p.MAX_TOKENS, first + count - begin)
-            for token in range(n_tokens):
-                store_i64(table, token, a[HIDDEN] + (begin + token) * a[HIDDEN_STRIDE])
-            if group + 1 < a[N_GROUPS]:
-                s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 3 * group + 3), row)
-            else:
-                s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 0), row + a[CHUNK] * a[N_THREADS])
-            s.multiply(scratch, sums, a[DOWN], expert, row, n_rows, table, n_tokens, tile)
-            for token in range(n_tokens):
-                line = tile + 4 * p.MAX_ROWS * token
-                weight = load_f32(a[WEIGHTS], begin + token)
-                out = a[OUT] + load_i64(a[TOKENS], begin + token) * a[OUT_STRIDE] + 4 * row
-                for index in range(n_rows):
-                    store_f32(out, index, load_f32(out, index) + weight * load_f32(line, index))
+def _make_down(isa_index: int) -> Any:
+    def down(a: Any, unit: int, thread: int) -> None:
+        """Unit: one chunk of the output's columns, for all tokens and all experts."""
+        row = unit * a[CHUNK]
+        n_rows = min(a[CHUNK], a[N_OUT] - row)
+        scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
+        sums, tile, table = scratch + a[SUMS], scratch + s.TILE, scratch + s.TABLE
+        for token in range(a[N_TOKENS]):
+            out = a[OUT] + token * a[OUT_STRIDE]
+            for index in range(row, row + n_rows):
+                store_f32(out, index, types.float32(0.0))
+        for group in range(a[N_GROUPS]):
+            expert = load_i64(a[GROUPS], 3 * group)
+            first, count = load_i64(a[GROUPS], 3 * group + 1), load_i64(a[GROUPS], 3 * group + 2)
+            for begin in range(first, first + count, p.MAX_TOKENS):
+                n_tokens = min(p.MAX_TOKENS, first + count - begin)
+                for token in range(n_tokens):
+                    store_i64(table, token, a[HIDDEN] + (begin + token) * a[HIDDEN_STRIDE])
+                if group + 1 < a[N_GROUPS]:
+                    s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 3 * group + 3), row)
+                else:
+                    s.expect(scratch, a[DOWN], load_i64(a[GROUPS], 0), row + a[CHUNK] * a[N_THREADS])
+                s.multiply(scratch, sums, a[DOWN], expert, row, n_rows, table, n_tokens, tile)
+                for token in range(n_tokens):
+                    line = tile + 4 * p.MAX_ROWS * token
+                    weight = load_f32(a[WEIGHTS], begin + token)
+                    out = a[OUT] + load_i64(a[TOKENS], begin + token) * a[OUT_STRIDE] + 4 * row
+                    add_scaled(isa_index, out, line, weight, n_rows)
+
+    return down
 
 
 @njit
@@ -275,6 +278,7 @@ def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights
         layer.n_hidden, inputs, hidden, hidden_stride, *layer.hidden_order, scratch, scratch_stride, sums,
         layer.activation, pool.n_threads, n_groups - 1, up_inputs,
     ]  # fmt: skip
+    index = ISAS.index(layer.down.layout.isa)
     down_chunk = chunk_rows(layer.down.n_rows, 1, pool.n_threads)
     down = [
         layer.down.at, n_groups, groups, 0, down_chunk, layer.down.n_rows, 0, hidden, hidden_stride,
@@ -285,7 +289,7 @@ def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights
     pool.run(
         *prepare,
         (layer.gate_up, pool.place(gate_up), n_groups * n_chunks, worth),
-        (job("down", lambda: _down), pool.place(down), -(-layer.down.n_rows // down_chunk), worth),
+        (job(f"down.{index}", lambda: _make_down(index)), pool.place(down), -(-layer.down.n_rows // down_chunk), worth),
     )
 
 
