@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from coterie.backends.cpu import isa
 from coterie.backends.cpu.pool import get_pool
 from coterie.bench import external, ops
 from coterie.bench.accuracy import worst_row
@@ -23,7 +24,9 @@ from coterie.cli.app import app
 from coterie.moe import moe_reference
 
 TINY = {name: Shape(name, name.title(), 128, 64, 8, 2, SHAPES[name].activation) for name in SHAPES}
-FAST = Settings(repeats=2, seconds=0.0, tokens=(1, 5), buffer_bytes=4 << 20, weight_bytes=4 << 20, peers=())
+FAST = Settings(
+    repeats=2, seconds=0.0, tokens=(1, 5), buffer_bytes=4 << 20, weight_bytes=4 << 20, peers=(), modes=("default",)
+)
 
 
 class _Wrong(Entrant):
@@ -103,6 +106,17 @@ def test_errors_are_measured_against_float64(report: Report) -> None:
             assert 0.009 < row.error < 0.011
         else:
             assert 0 < row.error < 1e-4
+
+
+def test_a_mode_that_the_machine_lacks_is_left_out() -> None:
+    isa.use("portable")
+    try:
+        settings = replace(FAST, shapes=("qwen3",), formats=("4bit",), tokens=(1,), modes=("default", "int8"))
+        report = ops.run(settings, known=TINY)
+    finally:
+        isa.use()
+    assert [row.kernel for row in report.rows] == ["coterie"]
+    assert [(refusal.kernel, "AVX-512" in refusal.reason) for refusal in report.refusals] == [("coterie int8", True)]
 
 
 def test_who_is_left_out_is_a_line_with_the_reason(report: Report) -> None:
@@ -229,6 +243,7 @@ def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ops, "SHAPES", TINY)
     monkeypatch.setattr(ops, "Limits", lambda *_: Limits(4 << 20, 2 << 20))
     arguments = ["bench", "ops", "--quick", "--shapes", "qwen3", "--tokens", "1", "--repeats", "1", "--seconds", "0"]
+    arguments += ["--modes", "default"]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
