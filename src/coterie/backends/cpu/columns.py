@@ -28,6 +28,7 @@ from coterie.backends.cpu.matrix import (
 from coterie.backends.cpu.pool import address_of, get_pool
 from coterie.backends.cpu.prepare import job
 from coterie.backends.cpu.product import MAX_TOKENS, SIGNATURE
+from coterie.backends.cpu.scratch import group_at
 from coterie.formats import Packed
 
 MATRIX, GROUPS, N_CHUNKS, CHUNK, N_BLOCKS, X, X_STRIDE, ROWS, OUT, OUT_STRIDE, PLACES, N_SUMMED, N_OUT = range(13)
@@ -51,11 +52,7 @@ def _unpack(key: int) -> Any:
 def _spread_rows(a: Any, unit: int, thread: int) -> None:
     """Unit: a few blocks of all weight rows of one group's matrix."""
     group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-    expert, first, count = (
-        load_i64(a[GROUPS], 3 * group),
-        load_i64(a[GROUPS], 3 * group + 1),
-        load_i64(a[GROUPS], 3 * group + 2),
-    )
+    expert, first, count = group_at(a[GROUPS], group)
     block, begin_block = a[BLOCK], chunk * a[CHUNK]
     n_blocks = min(a[CHUNK], a[N_BLOCKS] - begin_block)
     width = n_blocks * block

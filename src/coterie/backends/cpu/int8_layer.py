@@ -43,8 +43,8 @@ def _make_gate_up(key: int, group: int, isa_index: int) -> Any:
 
     def gate_up(a: Any, unit: int, thread: int) -> None:
         """Unit: one chunk of an expert's hidden values, for all tokens of its group, rounded for the down weights."""
-        of_group, chunk = a[w.GROUPS] + 24 * (unit // a[w.N_CHUNKS]), unit % a[w.N_CHUNKS]
-        expert, first, count = load_i64(of_group, 0), load_i64(of_group, 1), load_i64(of_group, 2)
+        group_index, chunk = unit // a[w.N_CHUNKS], unit % a[w.N_CHUNKS]
+        expert, first, count = s.group_at(a[w.GROUPS], group_index)
         row = chunk * a[w.CHUNK]
         n_rows = min(a[w.CHUNK], a[w.N_HIDDEN] - row)
         scratch = a[w.SCRATCH] + thread * a[w.SCRATCH_STRIDE]

@@ -29,9 +29,8 @@ from coterie.backends.cpu.matrix import Matrix, matrix_of
 from coterie.backends.cpu.pool import Phase, Pool, address_of, get_pool
 from coterie.backends.cpu.prepare import job, prepare_phase, sums_group
 
-GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS, HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = range(
-    13
-)
+GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS = 0, 1, 2, 3, 4, 5, 6
+HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = 7, 8, 9, 10, 11, 12
 SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION, N_THREADS, LAST_GROUP, UP_INPUTS = 13, 14, 15, 16, 17, 18, 19
 
 DOWN, N_GROUPS, OUT, OUT_STRIDE, TOKENS, WEIGHTS, N_TOKENS, N_OUT = 0, 1, 9, 10, 11, 12, 16, 5
@@ -44,11 +43,7 @@ def _make_gate_up(isa_index: int) -> Any:
     def gate_up(a: Any, unit: int, thread: int) -> None:
         """Unit: one chunk of an expert's hidden values, for all tokens of its group."""
         group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-        expert, first, count = (
-            load_i64(a[GROUPS], 3 * group),
-            load_i64(a[GROUPS], 3 * group + 1),
-            load_i64(a[GROUPS], 3 * group + 2),
-        )
+        expert, first, count = s.group_at(a[GROUPS], group)
         row = chunk * a[CHUNK]
         n_rows = min(a[CHUNK], a[N_HIDDEN] - row)
         scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
@@ -108,8 +103,7 @@ def _make_down(isa_index: int) -> Any:
             for index in range(row, row + n_rows):
                 store_f32(out, index, types.float32(0.0))
         for group in range(a[N_GROUPS]):
-            expert = load_i64(a[GROUPS], 3 * group)
-            first, count = load_i64(a[GROUPS], 3 * group + 1), load_i64(a[GROUPS], 3 * group + 2)
+            expert, first, count = s.group_at(a[GROUPS], group)
             for begin in range(first, first + count, p.MAX_TOKENS):
                 n_tokens = min(p.MAX_TOKENS, first + count - begin)
                 for token in range(n_tokens):

@@ -26,11 +26,7 @@ def _project(a: Any, unit: int, thread: int) -> None:
     hold an address for each place.
     """
     group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-    expert, first, count = (
-        load_i64(a[GROUPS], 3 * group),
-        load_i64(a[GROUPS], 3 * group + 1),
-        load_i64(a[GROUPS], 3 * group + 2),
-    )
+    expert, first, count = s.group_at(a[GROUPS], group)
     row = chunk * a[CHUNK]
     n_rows = min(a[CHUNK], a[N_ROWS] - row)
     scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]

@@ -46,6 +46,12 @@ def sums_offset(isa: Isa) -> int:
 
 
 @numba.njit
+def group_at(groups: Any, index: Any) -> Any:
+    """(expert, first place, count) of a group of routed rows; groups: address of int64 [G, 3]."""
+    return load_i64(groups, 3 * index), load_i64(groups, 3 * index + 1), load_i64(groups, 3 * index + 2)
+
+
+@numba.njit
 def expect(scratch: Any, matrix: Any, expert: Any, row: Any) -> None:
     """Say which weight rows the product after the coming `multiply` begins with: kernels that prefetch do so for them.
 
