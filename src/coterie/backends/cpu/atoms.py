@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F32, F64 = ir.FloatType(), ir.DoubleType()
+F32 = ir.FloatType()
 
 _LOADS = {"f32": (F32, types.float32, 4), "i64": (I64, types.int64, 8), "u32": (I32, types.uint32, 4)}
 
@@ -45,7 +45,7 @@ def _make_store(name: str) -> Any:
 
     @intrinsic
     def store(_context: Any, base: Any, index: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
             builder.store(args[2], _pointer(builder, args[0], args[1], width, element), align=1)
             return context.get_dummy_value()
 
@@ -55,7 +55,7 @@ def _make_store(name: str) -> Any:
 
 
 load_f32, load_i64, load_u32 = _make_load("f32"), _make_load("i64"), _make_load("u32")
-store_f32, store_i64, store_u32 = _make_store("f32"), _make_store("i64"), _make_store("u32")
+store_f32, store_i64 = _make_store("f32"), _make_store("i64")
 
 
 def _make_atomic(operation: str) -> Any:

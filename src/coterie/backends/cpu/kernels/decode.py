@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from coterie.backends.cpu.kernels.vector import F16, F32, I8, I16, I32, I64, Vectors
+from coterie.backends.cpu.kernels.vector import F16, F32, I8, I16, I32, Vectors
 from coterie.backends.cpu.layout import Layout
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -172,8 +172,3 @@ def load_floats(v: Vectors, kind: str, address: Any, n_valid: Any | None = None)
     vector = ir.VectorType(_SCALE_TYPES[kind], v.lanes)
     raw = v.load(vector, address) if n_valid is None else v.load_masked(vector, address, n_valid)
     return to_floats(v, kind, raw)
-
-
-def elements(v: Vectors, count: Any, width: int) -> Any:
-    """`count` (i64) elements of `width` bytes, in bytes."""
-    return v.builder.mul(count, ir.Constant(I64, width))
