@@ -51,7 +51,7 @@ def test_rms_norm_lets_nan_and_infinity_through() -> None:
 def test_rotary(n_tokens: int, heads: int, dims: int, rng: np.random.Generator) -> None:
     x = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
     frequencies = np.array(default_rope(1e4, dims).frequencies, np.float32)
-    cos, sin = rotation_table(frequencies, 1000, n_tokens)
+    cos, sin = rotation_table(frequencies, 1000 + np.arange(n_tokens))
     expected = PLAIN.rotary(x.astype(np.float64), cos, sin)
     assert np.abs(elementwise.rotary(x.copy(), cos, sin) - expected).max() < 8 * EPS * np.abs(x).max()
 
@@ -60,7 +60,7 @@ def test_still_pairs_pass_through_unchanged(rng: np.random.Generator) -> None:
     x = rng.standard_normal((3, 2, 64)).astype(np.float32)
     frequencies = np.array(proportional_rope(1e6, 64, 0.25).frequencies, np.float32)
     assert np.count_nonzero(frequencies) == 8
-    found = elementwise.rotary(x.copy(), *rotation_table(frequencies, 5, 3))
+    found = elementwise.rotary(x.copy(), *rotation_table(frequencies, 5 + np.arange(3)))
     moved = np.flatnonzero((found != x).any(axis=(0, 1)))
     assert moved.tolist() == [*range(8), *range(32, 40)]
 
@@ -68,7 +68,7 @@ def test_still_pairs_pass_through_unchanged(rng: np.random.Generator) -> None:
 def test_dimensions_beyond_the_rotation_pass_through(rng: np.random.Generator) -> None:
     x = rng.standard_normal((3, 2, 64)).astype(np.float32)
     frequencies = np.array(default_rope(1e4, 32).frequencies, np.float32)
-    cos, sin = rotation_table(frequencies, 7, 3)
+    cos, sin = rotation_table(frequencies, 7 + np.arange(3))
     found = elementwise.rotary(x.copy(), cos, sin)
     assert np.array_equal(found[..., 32:], x[..., 32:])
     assert np.abs(found - PLAIN.rotary(x.astype(np.float64), cos, sin)).max() < 1e-5

@@ -56,6 +56,9 @@ class PlainBackend:
                 out[t, head] = shares / shares.sum() @ values[head // group, slots].astype(np.float64)
         return out
 
+    def join(self, parts: Any) -> np.ndarray:
+        return np.concatenate(list(parts))
+
     def glu(self, gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
         if activation == "silu":
             return gate / (1 + np.exp(-gate)) * up

@@ -1,7 +1,8 @@
 """What the decoder asks of a back end: a handful of verbs on the back end's own arrays.
 
-Activations are f32 [T, ...] arrays of one sequence. A weight is a `Packed` or a plain [N, K] array (f32, f16 or bf16),
-used where it lies: in the mapped file. Besides the verbs the decoder only uses `+`, `*` and `reshape` of the arrays.
+Activations are f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed` or a plain [N, K] array
+(f32, f16 or bf16), used where it lies: in the mapped file. Besides the verbs the decoder only uses `+`, `*`, `reshape`
+and slices of rows of the arrays.
 """
 
 from collections.abc import Sequence
@@ -35,10 +36,14 @@ class Backend(Protocol):
         ...
 
     def attend(self, queries: Array, keys: Array, values: Array, start: int, window: int | None, scale: float) -> Array:
-        """Causal attention of queries [T, Hq, D] at positions start ... start + T - 1: f32 [T, Hq, D].
+        """Causal attention of one sequence's queries [T, Hq, D] at positions start ... start + T - 1: f32 [T, Hq, D].
 
         keys and values are [Hkv, capacity, D]; position p stands at slot p % capacity, the queries' own included.
         """
+        ...
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        """The rows of `parts` one below the other, in one array."""
         ...
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:

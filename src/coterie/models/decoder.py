@@ -8,14 +8,33 @@ import numpy as np
 
 from coterie.arrays import Array
 from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe, Rope, Router
-from coterie.models.backend import Backend, Cache, LayerCache
+from coterie.models.backend import Backend, Cache
 from coterie.models.rope import rotation_table
 from coterie.models.weights import layer_prefix
 from coterie.moe import Experts
 from coterie.ops import RouteSpec
 
 Tables = Mapping[Rope, tuple[Array, Array]]
-"""cos and sin for the positions of the current pass, by rotary embedding."""
+"""cos and sin for the rows of the current pass, by rotary embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Some tokens of one sequence, and the cache that they join."""
+
+    ids: Sequence[int]
+    cache: Cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass knows beside its rows: their rotary tables, and which rows, from which position on, are whose.
+
+    The rows of all segments stand one below the other: (rows, start, cache) for each segment.
+    """
+
+    tables: Tables
+    parts: tuple[tuple[slice, int, Cache], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +73,20 @@ class Decoder:
 
     def hidden(self, ids: Sequence[int], cache: Cache) -> Array:
         """One pass over `ids`, which join the tokens in `cache`: f32 [T, hidden_size] before the last norm."""
-        tables = {
-            rope: rotation_table(frequencies, cache.length, len(ids)) for rope, frequencies in self._frequencies.items()
-        }
+        return self.hidden_of([Segment(ids, cache)])
+
+    def hidden_of(self, segments: Sequence[Segment]) -> Array:
+        """One pass over several sequences at once, which reads each weight once: f32 [sum of T, hidden_size].
+
+        The rows of the segments stand one below the other, without padding. No two segments share a cache.
+        """
+        ids = [token_id for segment in segments for token_id in segment.ids]
         h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
-        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
-            h = self._layer(block, h, layer_cache, cache.length, tables)
-        cache.length += len(ids)
+        current = self._pass(segments)
+        for index, block in enumerate(self._blocks):
+            h = self._layer(block, h, index, current)
+        for segment in segments:
+            segment.cache.length += len(segment.ids)
         return h
 
     def logits(self, hidden: Array) -> np.ndarray:
@@ -71,9 +97,19 @@ class Decoder:
             z = backend.softcap(z, architecture.logit_cap)
         return backend.to_numpy(z)  # type: ignore[no-any-return]
 
-    def _layer(self, block: _Block, h: Array, cache: LayerCache, start: int, tables: Tables) -> Array:
+    def _pass(self, segments: Sequence[Segment]) -> _Pass:
+        ends = np.cumsum([len(segment.ids) for segment in segments]).tolist()
+        parts = tuple(
+            (slice(end - len(segment.ids), end), segment.cache.length, segment.cache)
+            for segment, end in zip(segments, ends, strict=True)
+        )
+        positions = np.concatenate([start + np.arange(rows.stop - rows.start) for rows, start, _ in parts])
+        tables = {rope: rotation_table(frequencies, positions) for rope, frequencies in self._frequencies.items()}
+        return _Pass(tables, parts)
+
+    def _layer(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
         layer = block.layer
-        h = h + self._attention(layer.attention, block.weights, h, cache, start, tables)
+        h = h + self._attention(layer.attention, block.weights, h, index, current)
         branches = []
         if layer.mlp is not None:
             branches.append(self._mlp(layer.mlp, block.weights, h))
@@ -82,9 +118,7 @@ class Decoder:
         h = h + self._norm(sum(branches[1:], start=branches[0]), block.weights, layer.after_branches)
         return h if layer.scalar is None else h * block.weights[layer.scalar]
 
-    def _attention(
-        self, spec: Attention, weights: Mapping[str, Any], h: Array, cache: LayerCache, start: int, tables: Tables
-    ) -> Array:
+    def _attention(self, spec: Attention, weights: Mapping[str, Any], h: Array, index: int, current: _Pass) -> Array:
         backend, modules = self.backend, spec.modules
         x = self._norm(h, weights, modules.before)
         queries = backend.linear(x, weights[modules.query]).reshape(-1, spec.n_heads, spec.head_dim)
@@ -94,11 +128,14 @@ class Decoder:
             values = backend.linear(x, weights[modules.value]).reshape(-1, spec.n_kv_heads, spec.head_dim)
         if spec.normalize_values:
             values = backend.rms_norm(values, None, self.architecture.norm_eps)
-        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *tables[spec.rope])
-        keys = backend.rotary(self._norm(projected, weights, modules.key_norm), *tables[spec.rope])
-        stored_keys, stored_values = cache.extend(keys, values)
-        mixed = backend.attend(queries, stored_keys, stored_values, start, spec.window, spec.scale)
-        mixed = mixed.reshape(-1, spec.n_heads * spec.head_dim)
+        tables = current.tables[spec.rope]
+        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *tables)
+        keys = backend.rotary(self._norm(projected, weights, modules.key_norm), *tables)
+        parts = []
+        for rows, start, cache in current.parts:
+            stored = cache.layers[index].extend(keys[rows], values[rows])
+            parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale))
+        mixed = backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
         return self._norm(backend.linear(mixed, weights[modules.output]), weights, modules.after)
 
     def _mlp(self, spec: Mlp, weights: Mapping[str, Any], h: Array) -> Array:

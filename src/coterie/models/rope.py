@@ -23,8 +23,7 @@ def proportional_rope(theta: float, head_dim: int, proportion: float) -> Rope:
     return Rope(tuple(map(float, frequencies)))
 
 
-def rotation_table(frequencies: np.ndarray, start: int, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, each f32 [n_positions, n], of frequencies f32 [n] at positions start, start + 1, ..."""
-    positions = np.arange(start, start + n_positions, dtype=np.float32)
-    angles = (positions[:, None] * frequencies).astype(np.float64)
+def rotation_table(frequencies: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, each f32 [T, n], of frequencies f32 [n] at positions int64 [T]."""
+    angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

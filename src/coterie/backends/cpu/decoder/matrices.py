@@ -1,4 +1,4 @@
-"""Products with weights as they are stored, packed or plain f32, f16 or bf16; and rows of an embedding."""
+"""Products with weights as they are stored, packed or plain f32, f16 or bf16; rows of an embedding, rows joined."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,10 @@ def embed(weight: Packed | np.ndarray, ids: Sequence[int]) -> np.ndarray:
         # The codec computes in the dtype of the scales; in f32 the stored numbers meet without further rounding.
         scales, biases = _widened(scales), _widened(biases)
     return dequantize(weight.codes[rows], scales, biases, weight.format, np.float32)
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _widened(values: np.ndarray) -> np.ndarray:
