@@ -9,6 +9,7 @@ import numpy as np
 from coterie.arrays import Array
 from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe, Rope, Router
 from coterie.models.backend import Backend, Cache
+from coterie.models.observer import RoutingObserver
 from coterie.models.rope import rotation_table
 from coterie.models.weights import layer_prefix
 from coterie.moe import Experts
@@ -35,6 +36,7 @@ class _Pass:
 
     tables: Tables
     parts: tuple[tuple[slice, int, Cache], ...]
+    observer: RoutingObserver | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Decoder:
         """`weights` are those of `read_weights`, by path, as arrays of the back end's kind."""
         self.architecture = architecture
         self.backend = backend
+        self.weights = weights
         self._embedding = weights[architecture.prefix + architecture.embedding]
         self._final_norm = weights[architecture.prefix + architecture.final_norm]
         self._head = self._embedding if architecture.head is None else weights[architecture.head]
@@ -71,18 +74,19 @@ class Decoder:
             for rope in {layer.attention.rope for layer in architecture.layers}
         }
 
-    def hidden(self, ids: Sequence[int], cache: Cache) -> Array:
+    def hidden(self, ids: Sequence[int], cache: Cache, observer: RoutingObserver | None = None) -> Array:
         """One pass over `ids`, which join the tokens in `cache`: f32 [T, hidden_size] before the last norm."""
-        return self.hidden_of([Segment(ids, cache)])
+        return self.hidden_of([Segment(ids, cache)], observer)
 
-    def hidden_of(self, segments: Sequence[Segment]) -> Array:
+    def hidden_of(self, segments: Sequence[Segment], observer: RoutingObserver | None = None) -> Array:
         """One pass over several sequences at once, which reads each weight once: f32 [sum of T, hidden_size].
 
         The rows of the segments stand one below the other, without padding. No two segments share a cache.
+        An `observer` sees the routing of every layer with experts, and decides what the experts are given.
         """
         ids = [token_id for segment in segments for token_id in segment.ids]
         h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
-        current = self._pass(segments)
+        current = self._pass(segments, observer)
         for index, block in enumerate(self._blocks):
             h = self._layer(block, h, index, current)
         for segment in segments:
@@ -97,7 +101,7 @@ class Decoder:
             z = backend.softcap(z, architecture.logit_cap)
         return backend.to_numpy(z)  # type: ignore[no-any-return]
 
-    def _pass(self, segments: Sequence[Segment]) -> _Pass:
+    def _pass(self, segments: Sequence[Segment], observer: RoutingObserver | None) -> _Pass:
         ends = np.cumsum([len(segment.ids) for segment in segments]).tolist()
         parts = tuple(
             (slice(end - len(segment.ids), end), segment.cache.length, segment.cache)
@@ -105,7 +109,7 @@ class Decoder:
         )
         positions = np.concatenate([start + np.arange(rows.stop - rows.start) for rows, start, _ in parts])
         tables = {rope: rotation_table(frequencies, positions) for rope, frequencies in self._frequencies.items()}
-        return _Pass(tables, parts)
+        return _Pass(tables, parts, observer)
 
     def _layer(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
         layer = block.layer
@@ -114,7 +118,7 @@ class Decoder:
         if layer.mlp is not None:
             branches.append(self._mlp(layer.mlp, block.weights, h))
         if layer.moe is not None and block.routed is not None:
-            branches.append(self._moe(layer.moe, block.routed, block.weights, h))
+            branches.append(self._moe(layer.moe, block.routed, block.weights, h, index, current))
         h = h + self._norm(sum(branches[1:], start=branches[0]), block.weights, layer.after_branches)
         return h if layer.scalar is None else h * block.weights[layer.scalar]
 
@@ -145,11 +149,16 @@ class Decoder:
         activated = backend.glu(gate, up, self.architecture.activation)
         return self._norm(backend.linear(activated, weights[spec.down]), weights, spec.after)
 
-    def _moe(self, spec: Moe, routed: _RoutedExperts, weights: Mapping[str, Any], h: Array) -> Array:
+    def _moe(
+        self, spec: Moe, routed: _RoutedExperts, weights: Mapping[str, Any], h: Array, index: int, current: _Pass
+    ) -> Array:
         backend = self.backend
         x = self._norm(h, weights, spec.before)
         seen = x if routed.router_norm is None else backend.rms_norm(h, routed.router_norm, self.architecture.norm_eps)
-        routing = backend.route(backend.linear(seen, weights[spec.router.module]), routed.spec)
+        logits = backend.linear(seen, weights[spec.router.module])
+        routing = backend.route(logits, routed.spec)
+        if current.observer is not None:
+            routing = current.observer.routed(index, logits, routed.spec, routing)
         return self._norm(backend.moe(x, routing, routed.experts), weights, spec.after)
 
     def _norm(self, x: Array, weights: Mapping[str, Any], path: str | None) -> Array:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from coterie.errors import CapacityError, RequestError
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
+from coterie.models.fingerprint import fingerprint
+from coterie.models.observer import RoutingObserver
 from coterie.runtime.cache import KeyValueCache
 from coterie.runtime.generation import CHUNK, Generation, Stream, chunks
 from coterie.runtime.request import check_encodable, checked, checked_ids
@@ -49,21 +52,39 @@ class Model:
         """Family, sizes, formats by layer, experts, parameters and bytes read for one token."""
         return self._description
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the config and of a sample of every weight: tells models and quantisations apart."""
+        return fingerprint(self.config, self._decoder.weights)
+
+    def logits(self, token_ids: Sequence[int], *, observer: RoutingObserver | None = None) -> np.ndarray:
         """Logits f32 [T, vocab_size]: row t belongs to the token that follows token_ids[: t + 1].
 
+        An `observer` sees the routing of each layer, in runs of consecutive tokens, and may put another in its place.
         `RequestError` for no ids, for ids outside of the vocabulary and for more than the context holds; `NumericError`
         for logits that are not finite.
         """
         architecture = self._decoder.architecture
         ids = checked_ids(token_ids, architecture.vocab_size, architecture.context_length)
-        cache = KeyValueCache(architecture, chunk=min(CHUNK, len(ids)), limit=len(ids))
         out = np.empty((len(ids), architecture.vocab_size), np.float32)
-        for chunk in chunks(ids, cache.chunk):
-            begin = cache.length
-            out[begin : begin + len(chunk)] = self._decoder.logits(self._decoder.hidden(chunk, cache))
+        for begin, hidden in self._passes(ids, observer):
+            out[begin : begin + len(hidden)] = self._decoder.logits(hidden)
         check_finite(out)
         return out
+
+    def observe(self, token_ids: Sequence[int], observer: RoutingObserver) -> None:
+        """Show `observer` the routing of each layer for these tokens, as `logits` would, without computing logits."""
+        architecture = self._decoder.architecture
+        ids = checked_ids(token_ids, architecture.vocab_size, architecture.context_length)
+        check_memory(KeyValueCache.nbytes_for(architecture, chunk=min(CHUNK, len(ids)), limit=len(ids)))
+        for _ in self._passes(ids, observer):
+            pass
+
+    def _passes(self, ids: Sequence[int], observer: RoutingObserver | None) -> Iterator[tuple[int, Any]]:
+        """(index of the first token, hidden states) of one run of tokens after the other."""
+        cache = KeyValueCache(self._decoder.architecture, chunk=min(CHUNK, len(ids)), limit=len(ids))
+        for chunk in chunks(ids, cache.chunk):
+            yield cache.length, self._decoder.hidden(chunk, cache, observer)
 
     def generate(
         self,
