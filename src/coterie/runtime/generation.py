@@ -67,26 +67,90 @@ def chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (ids[begin : begin + size] for begin in range(0, len(ids), size))
 
 
-class Stream:
-    """A generation under way: iterate over it once for its pieces of text, and look at `generation` at any time."""
+class Continuation:
+    """One prompt on its way to a text: takes logits, picks tokens and hands on text, until it ends.
+
+    It knows of no decoder and no cache, so it goes the same way alone and in a batch.
+    """
 
     def __init__(
         self,
-        decoder: Decoder,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         request: Request,
         *,
+        context_length: int,
         load_seconds: float = 0.0,
     ) -> None:
-        self._decoder = decoder
-        self._tokenizer = tokenizer
-        self._prompt_ids = prompt_ids
+        self.prompt_ids = prompt_ids
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
         self._request = request
+        self._context_length = context_length
+        self._sampler = Sampler(request)
+        self._watch, self._detokenizer = StopWatch(request.stop), tokenizer.detokenizer()
+        self._eos_ids = tokenizer.eos_ids
         self._pieces: list[str] = []
-        self._token_ids: list[int] = []
-        self._finish_reason: FinishReason | None = None
         self._timings = {"load": load_seconds, "prefill": 0.0, "first_token": 0.0, "decode": 0.0}
+        self._requested = self._begun = self._first = 0.0
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens that a cache has to hold: the last one made is never fed back."""
+        return min(len(self.prompt_ids) + self._request.max_tokens - 1, self._context_length)
+
+    def begin(self, requested: float | None = None) -> None:
+        """The prompt's pass begins now; it was asked for then (`time.perf_counter`), or now as well."""
+        self._begun = time.perf_counter()
+        self._requested = self._begun if requested is None else requested
+
+    def take(self, logits: np.ndarray) -> str:
+        """Pick the next token from its logits f32 [V]; the text of which it is certain now that it belongs here."""
+        if not self.token_ids:
+            self._timings["prefill"] = time.perf_counter() - self._begun
+        token_id = self._sampler.pick(logits)
+        self.token_ids.append(token_id)
+        self._clock()
+        ended = token_id in self._eos_ids
+        piece = "" if ended else self._watch.feed(self._detokenizer.feed(token_id))
+        if ended or self._watch.found is not None:
+            self.finish_reason = "stop"
+        elif self._is_full():
+            self.finish_reason = "length"
+        if self.finish_reason is not None:
+            piece += self._watch.finish()
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    @property
+    def generation(self) -> Generation:
+        """What has been made so far; once it has ended, the whole."""
+        return Generation(
+            text="".join(self._pieces),
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            n_prompt_tokens=len(self.prompt_ids),
+            timings=dict(self._timings),
+        )
+
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self._first = self._first or now
+        self._timings["first_token"] = self._first - self._requested
+        self._timings["decode"] = now - self._first
+
+    def _is_full(self) -> bool:
+        used = len(self.prompt_ids) + len(self.token_ids)
+        return len(self.token_ids) == self._request.max_tokens or used >= self._context_length
+
+
+class Stream:
+    """A generation under way: iterate over it once for its pieces of text, and look at `generation` at any time."""
+
+    def __init__(self, decoder: Decoder, continuation: Continuation) -> None:
+        self._decoder = decoder
+        self._continuation = continuation
         self._running = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -95,53 +159,24 @@ class Stream:
     @property
     def generation(self) -> Generation:
         """What has been made so far; after the last piece, the whole."""
-        return Generation(
-            text="".join(self._pieces),
-            token_ids=tuple(self._token_ids),
-            finish_reason=self._finish_reason,
-            n_prompt_tokens=len(self._prompt_ids),
-            timings=dict(self._timings),
-        )
+        return self._continuation.generation
 
     def _run(self) -> Iterator[str]:
         """Pieces of text, none of them empty, as soon as it is certain that they belong to it."""
-        watch, detokenizer = StopWatch(self._request.stop), self._tokenizer.detokenizer()
-        for token_id in self._tokens():
-            ended = token_id in self._tokenizer.eos_ids
-            piece = "" if ended else watch.feed(detokenizer.feed(token_id))
-            if ended or watch.found is not None:
-                self._finish_reason = "stop"
-            elif self._is_full():
-                self._finish_reason = "length"
-            if self._finish_reason is not None:
-                piece += watch.finish()
-            if piece:
-                self._pieces.append(piece)
-                yield piece
-            if self._finish_reason is not None:
-                return
-
-    def _tokens(self) -> Iterator[int]:
-        sampler, limit = Sampler(self._request), self._limit()
-        started = time.perf_counter()
-        cache = KeyValueCache(self._decoder.architecture, chunk=min(CHUNK, len(self._prompt_ids)), limit=limit)
-        logits = prefill(self._decoder, self._prompt_ids, cache)
-        self._timings["prefill"] = time.perf_counter() - started
-        first = 0.0
+        text = self._continuation
+        text.begin()
+        cache = cache_for(self._decoder, text)
+        logits = prefill(self._decoder, text.prompt_ids, cache)
         while True:
-            token_id = sampler.pick(logits[0])
-            self._token_ids.append(token_id)
-            now = time.perf_counter()
-            first = first or now
-            self._timings["first_token"], self._timings["decode"] = first - started, now - first
-            yield token_id
-            logits = self._decoder.logits(self._decoder.hidden([token_id], cache))
+            piece = text.take(logits[0])
+            if piece:
+                yield piece
+            if text.finish_reason is not None:
+                return
+            logits = self._decoder.logits(self._decoder.hidden(text.token_ids[-1:], cache))
 
-    def _limit(self) -> int:
-        """Tokens that the cache has to hold: the last one made is never fed back."""
-        wanted = len(self._prompt_ids) + self._request.max_tokens - 1
-        return min(wanted, self._decoder.architecture.context_length)
 
-    def _is_full(self) -> bool:
-        used = len(self._prompt_ids) + len(self._token_ids)
-        return len(self._token_ids) == self._request.max_tokens or used >= self._decoder.architecture.context_length
+def cache_for(decoder: Decoder, text: Continuation) -> KeyValueCache:
+    """An empty cache for a prompt and what is to follow it."""
+    chunk = min(CHUNK, len(text.prompt_ids))
+    return KeyValueCache(decoder.architecture, chunk=chunk, limit=text.n_positions)

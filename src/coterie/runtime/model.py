@@ -14,7 +14,7 @@ from coterie.models.description import Description
 from coterie.models.fingerprint import fingerprint
 from coterie.models.observer import RoutingObserver
 from coterie.runtime.cache import KeyValueCache
-from coterie.runtime.generation import CHUNK, Generation, Stream, chunks
+from coterie.runtime.generation import CHUNK, Continuation, Generation, Stream, chunks
 from coterie.runtime.request import check_encodable, checked, checked_ids
 from coterie.runtime.sampling import check_finite
 from coterie.runtime.tokenizer import Tokenizer
@@ -141,7 +141,14 @@ class Model:
         ids = self._prompt_ids(prompt)
         n_positions = min(len(ids) + request.max_tokens, architecture.context_length)
         check_memory(KeyValueCache.nbytes_for(architecture, chunk=CHUNK, limit=n_positions))
-        return Stream(self._decoder, self.tokenizer, ids, request, load_seconds=self._load_seconds)
+        text = Continuation(
+            self.tokenizer,
+            ids,
+            request,
+            context_length=architecture.context_length,
+            load_seconds=self._load_seconds,
+        )
+        return Stream(self._decoder, text)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         architecture = self._decoder.architecture
