@@ -8,6 +8,7 @@ from cli.sources import CONFIG, write_source
 from coterie.checkpoint import convert, open_checkpoint
 from coterie.models.description import Description, ExpertsDescription, describe
 from coterie.models.families import family_of
+from models import tiny
 
 HIDDEN, EXPERT, DENSE, VOCABULARY = 128, 64, 256, 256
 ATTENTION = HIDDEN * (128 + 64 + 64 + 128) + 2 * 32 + 2 * HIDDEN  # q, k, v, o, norms of queries and keys, two norms
@@ -55,3 +56,11 @@ def test_a_tied_embedding_is_read_whole(source: Path) -> None:
     with open_checkpoint(source) as checkpoint:
         found = describe(family_of(tied).architecture(tied), checkpoint)
     assert found.weights[0].nbytes_per_token == found.weights[0].nbytes
+
+
+def test_one_row_of_per_layer_embeddings_is_read_for_a_token() -> None:
+    weights = {weight.path: weight for weight in described(tiny.checkpoint("gemma4_per_layer", "plain")).weights}
+    prefix = "language_model.model."
+    own = weights[prefix + "embed_tokens_per_layer"]
+    assert (own.n_active_parameters, own.nbytes_per_token) == (6 * 64, 6 * 64 * 4)
+    assert weights[prefix + "embed_tokens"].n_active_parameters == weights[prefix + "embed_tokens"].n_parameters

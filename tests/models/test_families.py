@@ -44,6 +44,27 @@ def test_the_fields_of_gemma4() -> None:
     assert read_.head is None
 
 
+def test_the_fields_of_gemma4_with_per_layer_embeddings() -> None:
+    read_ = read(config_of("gemma4_per_layer"))
+    assert [layer.attention.shares for layer in read_.layers] == [None, None, None, 2, 1, 1]
+    assert [layer.attention.window for layer in read_.layers][3:] == [tiny.WINDOW, None, None]
+    assert [layer.mlp.width for layer in read_.layers] == [192] * 3 + [384] * 3  # type: ignore[union-attr]
+    inputs = read_.layer_inputs
+    assert inputs is not None
+    assert (inputs.width, inputs.vocab_size, inputs.embedding_scale) == (64, tiny.VOCABULARY, 8.0)
+    narrow = read(config_of("gemma4_per_layer_experts"))
+    assert {layer.mlp.width for layer in narrow.layers} == {192}  # type: ignore[union-attr]
+
+
+def test_keys_and_values_that_published_checkpoints_hold_for_nothing_are_left_out() -> None:
+    config = config_of("gemma4_per_layer")
+    stem = "model.language_model.layers.{}.self_attn.{}.weight"
+    names = [stem.format(layer, part) for layer in (2, 3, 5) for part in ("q_proj", "k_proj", "v_proj", "k_norm")]
+    found = {target.name for target in plan(names, family_of(config).name_map(config))}
+    kept = {*names[:4], stem.format(3, "q_proj"), stem.format(5, "q_proj")}
+    assert found == {name.replace("model.language_model", "language_model.model") for name in kept}
+
+
 def test_the_fields_of_qwen3_moe() -> None:
     read_ = read(config_of("qwen3_moe"))
     assert [layer.moe is not None for layer in read_.layers] == [True, False, True]
@@ -86,8 +107,6 @@ def test_rope_parameters_may_be_left_out_or_old(name: str) -> None:
 
 
 UNSUPPORTED = [
-    ("gemma4", "hidden_size_per_layer_input", 256),
-    ("gemma4_text", "num_kv_shared_layers", 2),
     ("gemma4", "attention_bias", True),
     ("gemma4", "use_bidirectional_attention", "all"),
     ("gemma4", "rope_parameters", {"sliding_attention": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
@@ -156,6 +175,12 @@ ABSURD: list[tuple[str, str, Any]] = [
     ("gemma4", "per_layer_config", [1]),
     ("gemma4", "rope_parameters", {"sliding_attention": {"rope_theta": 1e4, "partial_rotary_factor": 2.0}}),
     ("gemma4", "a_key_from_nowhere", 3),
+    *(("gemma4", "hidden_size_per_layer_input", value) for value in (-1, 10**9, 64.0, "64", True)),
+    *(("gemma4_per_layer", "vocab_size_per_layer_input", value) for value in (0, tiny.VOCABULARY - 1, 5e2, "512", ...)),
+    *(("gemma4", "num_kv_shared_layers", value) for value in (-1, 3, 4, 2**70, 1.0, "1", True)),
+    ("gemma4_per_layer", "num_kv_shared_layers", 5),
+    ("gemma4_per_layer", "use_double_wide_mlp", 1),
+    ("gemma4_per_layer", "use_double_wide_mlp", ...),
 ]
 
 

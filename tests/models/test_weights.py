@@ -59,7 +59,7 @@ def test_packed_weights_stay_in_the_mapped_file() -> None:
     assert not packed.codes.flags.writeable
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer"])
 def test_every_missing_weight_is_named(name: str) -> None:
     checkpoint, architecture = opened(name)
     for slot in slots(architecture):
@@ -69,7 +69,7 @@ def test_every_missing_weight_is_named(name: str) -> None:
         assert slot.tensor in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer"])
 def test_every_weight_of_another_shape_is_named(name: str) -> None:
     checkpoint, architecture = opened(name)
     for slot in slots(architecture):

@@ -102,6 +102,20 @@ MODELS: dict[str, Model] = {
     ),
 }
 
+_GEMMA_SMALL: dict[str, Any] = {
+    **_GEMMA,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2,
+    "hidden_size_per_layer_input": 64,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+}
+MODELS["gemma4_per_layer"] = Model(
+    "gemma4", {**_GEMMA_SMALL, "enable_moe_block": False, "attention_k_eq_v": False, "num_key_value_heads": 1}
+)
+MODELS["gemma4_per_layer_experts"] = Model("gemma4_text", {**_GEMMA_SMALL, "use_double_wide_mlp": False})
+
 FORMATS: dict[str, dict[str, Any]] = {
     "plain": {},
     "4 bits g32": {"quantize": True, "q_bits": 4, "q_group_size": 32},

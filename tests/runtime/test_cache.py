@@ -70,3 +70,13 @@ def test_no_room_is_an_error_before_anything_is_written() -> None:
     with pytest.raises(CapacityError) as refused:
         cache.check_room(3)
     assert refused.value.code == "cache_full"
+
+
+def test_layers_that_share_keys_and_values_have_one_store() -> None:
+    config = tiny.published_dialect(tiny.transformers_config(tiny.MODELS["gemma4_per_layer"]).to_dict())
+    architecture = family_of(config).architecture(config)
+    layers = KeyValueCache(architecture, chunk=7, limit=100).layers
+    assert [layers.index(store) for store in layers] == [0, 1, 2, 2, 1, 1]
+    one = np.ones((1, 1, 32), np.float32)
+    assert layers[2].extend(one, one)[0] is layers[3].stores[0]
+    assert KeyValueCache.nbytes_for(architecture, chunk=7, limit=100) == 2 * 4 * (2 * (tiny.WINDOW + 6) * 32 + 100 * 64)

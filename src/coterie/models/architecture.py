@@ -4,7 +4,8 @@ What one layer computes (any norm whose module is None is the identity, any bran
 
     h = h + after( output( attention( before(h) ) ) )
     f = mlp.after( mlp( mlp.before(h) ) )  +  moe.after( experts( moe.before(h), routing ) )
-    h = (h + after_branches(f)) * scalar
+    h = h + after_branches(f)
+    h = (h + input.after( input.output( activation(input.gate(h)) * own input of the layer ) )) * scalar
 
 Module paths are relative to the layer ("self_attn.q_proj"); a matrix is the tensor "<path>.weight" with its scales and
 biases where it is quantised, a norm is the vector "<path>.weight", and a plain vector is the tensor "<path>" itself.
@@ -44,6 +45,8 @@ class Attention:
 
     Query and key norms run over head_dim, before the rotation. A `modules.value` of None takes the key projection, as
     it is before norm and rotation, for the values as well. normalize_values: values pass an RMS norm without weight.
+    shares: the earlier layer whose keys and values, with the same heads and window, this layer reads; it has
+    none of its own, nor the modules that make them.
     """
 
     n_heads: int
@@ -53,6 +56,7 @@ class Attention:
     scale: float
     window: int | None = None
     normalize_values: bool = False
+    shares: int | None = None
     modules: AttentionModules = AttentionModules()
 
 
@@ -99,6 +103,30 @@ class Moe:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """A vector for each token and layer beside the residual stream (per-layer embeddings, as in Gemma 3n and 4).
+
+    With e the scaled embedding of the tokens, n_layers * width numbers make one of `width` for each layer:
+
+        u = (rms_norm( projection(e) * projection_scale ) + embedding(ids) * embedding_scale) * scale
+
+    The paths of `gate`, `output` and `after` are relative to the layer, where the formula of this module reads u.
+    """
+
+    width: int
+    vocab_size: int
+    embedding_scale: float
+    projection_scale: float
+    scale: float
+    embedding: str = "embed_tokens_per_layer"
+    projection: str = "per_layer_model_projection"
+    norm: str = "per_layer_projection_norm"
+    gate: str = "per_layer_input_gate"
+    output: str = "per_layer_projection"
+    after: str = "post_per_layer_input_norm"
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer: attention, then a dense branch, an experts branch, or the sum of both."""
 
@@ -127,5 +155,6 @@ class Architecture:
     head: str | None
     embedding_scale: float = 1.0
     logit_cap: float | None = None
+    layer_inputs: LayerInputs | None = None
     embedding: str = "embed_tokens"
     final_norm: str = "norm"

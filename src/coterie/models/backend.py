@@ -2,7 +2,7 @@
 
 Activations are f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed` or a plain [N, K] array
 (f32, f16 or bf16), used where it lies: in the mapped file. Besides the verbs the decoder only uses `+`, `*`, `reshape`
-and slices of rows of the arrays.
+and slices of the arrays.
 """
 
 from collections.abc import Sequence
@@ -74,6 +74,11 @@ class LayerCache(Protocol):
         """Append [T, Hkv, D] keys and values; returns the whole stores, [Hkv, capacity, D] each."""
         ...
 
+    @property
+    def stores(self) -> tuple[Array, Array]:
+        """Keys and values as `extend` returned them."""
+        ...
+
 
 class Cache(Protocol):
     """The caches of all layers of one sequence."""
@@ -82,5 +87,5 @@ class Cache(Protocol):
 
     @property
     def layers(self) -> Sequence[LayerCache]:
-        """One for each layer."""
+        """One for each layer; a layer that shares another's keys and values has the other's."""
         ...

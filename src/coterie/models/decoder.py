@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import Array
-from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe, Rope, Router
+from coterie.models.architecture import Architecture, Attention, Layer, LayerInputs, Mlp, Moe, Rope, Router
 from coterie.models.backend import Backend, Cache
 from coterie.models.observer import RoutingObserver
 from coterie.models.rope import rotation_table
@@ -31,12 +31,14 @@ class Segment:
 class _Pass:
     """What one pass knows beside its rows: their rotary tables, and which rows, from which position on, are whose.
 
-    The rows of all segments stand one below the other: (rows, start, cache) for each segment.
+    The rows of all segments stand one below the other: (rows, start, cache) for each segment. layer_inputs: what the
+    layers read beside the residual stream, [T, n_layers, width].
     """
 
     tables: Tables
     parts: tuple[tuple[slice, int, Cache], ...]
     observer: RoutingObserver | None
+    layer_inputs: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Decoder:
         """
         ids = [token_id for segment in segments for token_id in segment.ids]
         h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
-        current = self._pass(segments, observer)
+        current = self._pass(segments, observer, self._layer_inputs(ids, h))
         for index, block in enumerate(self._blocks):
             h = self._layer(block, h, index, current)
         for segment in segments:
@@ -101,7 +103,7 @@ class Decoder:
             z = backend.softcap(z, architecture.logit_cap)
         return backend.to_numpy(z)  # type: ignore[no-any-return]
 
-    def _pass(self, segments: Sequence[Segment], observer: RoutingObserver | None) -> _Pass:
+    def _pass(self, segments: Sequence[Segment], observer: RoutingObserver | None, layer_inputs: Array | None) -> _Pass:
         ends = np.cumsum([len(segment.ids) for segment in segments]).tolist()
         parts = tuple(
             (slice(end - len(segment.ids), end), segment.cache.length, segment.cache)
@@ -109,10 +111,23 @@ class Decoder:
         )
         positions = np.concatenate([start + np.arange(rows.stop - rows.start) for rows, start, _ in parts])
         tables = {rope: rotation_table(frequencies, positions) for rope, frequencies in self._frequencies.items()}
-        return _Pass(tables, parts, observer)
+        return _Pass(tables, parts, observer, layer_inputs)
+
+    def _layer_inputs(self, ids: Sequence[int], embedded: Array) -> Array | None:
+        inputs, backend = self.architecture.layer_inputs, self.backend
+        if inputs is None:
+            return None
+        shape = (len(ids), len(self._blocks), inputs.width)
+        projection, norm, embedding = (
+            self.weights[self.architecture.prefix + path] for path in (inputs.projection, inputs.norm, inputs.embedding)
+        )
+        context = backend.linear(embedded, projection) * np.float32(inputs.projection_scale)
+        context = backend.rms_norm(context.reshape(shape), norm, self.architecture.norm_eps)
+        tokens = backend.embed(embedding, ids) * np.float32(inputs.embedding_scale)
+        return (context + tokens.reshape(shape)) * np.float32(inputs.scale)
 
     def _layer(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
-        layer = block.layer
+        layer, inputs = block.layer, self.architecture.layer_inputs
         h = h + self._attention(layer.attention, block.weights, h, index, current)
         branches = []
         if layer.mlp is not None:
@@ -120,27 +135,39 @@ class Decoder:
         if layer.moe is not None and block.routed is not None:
             branches.append(self._moe(layer.moe, block.routed, block.weights, h, index, current))
         h = h + self._norm(sum(branches[1:], start=branches[0]), block.weights, layer.after_branches)
+        if inputs is not None and current.layer_inputs is not None:
+            h = h + self._gated_input(inputs, block.weights, h, current.layer_inputs[:, index])
         return h if layer.scalar is None else h * block.weights[layer.scalar]
+
+    def _gated_input(self, inputs: LayerInputs, weights: Mapping[str, Any], h: Array, own: Array) -> Array:
+        gated = self.backend.glu(self.backend.linear(h, weights[inputs.gate]), own, self.architecture.activation)
+        return self._norm(self.backend.linear(gated, weights[inputs.output]), weights, inputs.after)
 
     def _attention(self, spec: Attention, weights: Mapping[str, Any], h: Array, index: int, current: _Pass) -> Array:
         backend, modules = self.backend, spec.modules
         x = self._norm(h, weights, modules.before)
         queries = backend.linear(x, weights[modules.query]).reshape(-1, spec.n_heads, spec.head_dim)
+        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *current.tables[spec.rope])
+        new = None if spec.shares is not None else self._keys_and_values(spec, weights, x, current)
+        parts = []
+        for rows, start, cache in current.parts:
+            store = cache.layers[index]
+            stored = store.stores if new is None else store.extend(new[0][rows], new[1][rows])
+            parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale))
+        mixed = backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
+        return self._norm(backend.linear(mixed, weights[modules.output]), weights, modules.after)
+
+    def _keys_and_values(
+        self, spec: Attention, weights: Mapping[str, Any], x: Array, current: _Pass
+    ) -> tuple[Array, Array]:
+        backend, modules = self.backend, spec.modules
         projected = backend.linear(x, weights[modules.key]).reshape(-1, spec.n_kv_heads, spec.head_dim)
         values = projected
         if modules.value is not None:
             values = backend.linear(x, weights[modules.value]).reshape(-1, spec.n_kv_heads, spec.head_dim)
         if spec.normalize_values:
             values = backend.rms_norm(values, None, self.architecture.norm_eps)
-        tables = current.tables[spec.rope]
-        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *tables)
-        keys = backend.rotary(self._norm(projected, weights, modules.key_norm), *tables)
-        parts = []
-        for rows, start, cache in current.parts:
-            stored = cache.layers[index].extend(keys[rows], values[rows])
-            parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale))
-        mixed = backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
-        return self._norm(backend.linear(mixed, weights[modules.output]), weights, modules.after)
+        return backend.rotary(self._norm(projected, weights, modules.key_norm), *current.tables[spec.rope]), values
 
     def _mlp(self, spec: Mlp, weights: Mapping[str, Any], h: Array) -> Array:
         backend = self.backend

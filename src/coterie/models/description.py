@@ -104,8 +104,9 @@ def _weight(slot: Slot, architecture: Architecture, checkpoint: Tensors) -> Weig
 
 def _share_of_a_token(slot: Slot, architecture: Architecture) -> Fraction:
     """How much of a weight one token reads."""
-    if slot.kind == "embedding" and architecture.head is not None:
-        return Fraction(1, architecture.vocab_size)
+    is_head = architecture.head is None and slot.path == architecture.prefix + architecture.embedding
+    if slot.kind == "embedding" and not is_head:
+        return Fraction(1, slot.shape[0])
     moe = None if slot.layer is None else architecture.layers[slot.layer].moe
     if slot.kind == "experts" and moe is not None:
         return Fraction(moe.router.top_k, moe.n_experts)

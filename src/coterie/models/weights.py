@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from coterie.errors import CheckpointError
-from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe
+from coterie.models.architecture import Architecture, Attention, Layer, LayerInputs, Mlp, Moe
 
 Kind = Literal["matrix", "embedding", "experts", "norm", "vector"]
 """matrix, embedding, experts and norm: tensor "<path>.weight"; vector: tensor "<path>"."""
@@ -43,8 +43,14 @@ def slots(architecture: Architecture) -> Iterator[Slot]:
     """Every weight of the architecture, in the order in which a forward pass meets them."""
     prefix, hidden = architecture.prefix, architecture.hidden_size
     yield Slot(prefix + architecture.embedding, (architecture.vocab_size, hidden), "embedding")
+    inputs, n_layers = architecture.layer_inputs, len(architecture.layers)
+    if inputs is not None:
+        yield Slot(prefix + inputs.embedding, (inputs.vocab_size, n_layers * inputs.width), "embedding")
+        yield Slot(prefix + inputs.projection, (n_layers * inputs.width, hidden), "matrix")
+        yield Slot(prefix + inputs.norm, (inputs.width,), "norm")
     for index, layer in enumerate(architecture.layers):
-        for path, shape, kind in _layer_slots(layer, hidden):
+        entries = [*_layer_slots(layer, hidden), *([] if inputs is None else _input_slots(inputs, hidden))]
+        for path, shape, kind in entries:
             yield Slot(layer_prefix(architecture, index) + path, shape, kind, index)
     yield Slot(prefix + architecture.final_norm, (hidden,), "norm")
     if architecture.head is not None:
@@ -75,11 +81,13 @@ def _attention_slots(attention: Attention, hidden: int) -> Iterator[_Entry]:
     queries, keys = attention.n_heads * attention.head_dim, attention.n_kv_heads * attention.head_dim
     yield from _norms(hidden, modules.before)
     yield modules.query, (queries, hidden), "matrix"
-    yield modules.key, (keys, hidden), "matrix"
-    if modules.value is not None:
-        yield modules.value, (keys, hidden), "matrix"
+    if attention.shares is None:
+        yield modules.key, (keys, hidden), "matrix"
+        if modules.value is not None:
+            yield modules.value, (keys, hidden), "matrix"
+        yield from _norms(attention.head_dim, modules.key_norm)
     yield modules.output, (hidden, queries), "matrix"
-    yield from _norms(attention.head_dim, modules.query_norm, modules.key_norm)
+    yield from _norms(attention.head_dim, modules.query_norm)
     yield from _norms(hidden, modules.after)
 
 
@@ -101,6 +109,12 @@ def _moe_slots(moe: Moe, hidden: int) -> Iterator[_Entry]:
     yield moe.gate, (moe.n_experts, moe.width, hidden), "experts"
     yield moe.up, (moe.n_experts, moe.width, hidden), "experts"
     yield moe.down, (moe.n_experts, hidden, moe.width), "experts"
+
+
+def _input_slots(inputs: LayerInputs, hidden: int) -> Iterator[_Entry]:
+    yield inputs.gate, (inputs.width, hidden), "matrix"
+    yield inputs.output, (hidden, inputs.width), "matrix"
+    yield from _norms(hidden, inputs.after)
 
 
 def _norms(size: int, *paths: str | None) -> Iterator[_Entry]:

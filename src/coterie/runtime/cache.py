@@ -41,6 +41,11 @@ class LayerStore:
         return self._keys, self._values
 
     @property
+    def stores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values, [Hkv, capacity, D] each."""
+        return self._keys, self._values
+
+    @property
     def capacity(self) -> int:
         """Slots of the store as it is now."""
         return self._keys.shape[1]
@@ -62,10 +67,13 @@ class KeyValueCache:
         self.length = 0
         self.chunk = chunk
         self.limit = limit
-        attentions = [layer.attention for layer in architecture.layers]
-        self.layers: Sequence[LayerStore] = [
-            LayerStore(a.n_kv_heads, a.head_dim, n_slots(a, chunk, limit)) for a in attentions
-        ]
+        stores: list[LayerStore] = []
+        for a in (layer.attention for layer in architecture.layers):
+            if a.shares is None:
+                stores.append(LayerStore(a.n_kv_heads, a.head_dim, n_slots(a, chunk, limit)))
+            else:
+                stores.append(stores[a.shares])
+        self.layers: Sequence[LayerStore] = stores
 
     def check_room(self, n_tokens: int) -> None:
         """`CapacityError` if so many more tokens do not fit."""
@@ -79,7 +87,7 @@ class KeyValueCache:
     @staticmethod
     def nbytes_for(architecture: Architecture, *, chunk: int, limit: int) -> int:
         """Bytes that all stores take once `limit` tokens are in them."""
-        attentions = [layer.attention for layer in architecture.layers]
+        attentions = [layer.attention for layer in architecture.layers if layer.attention.shares is None]
         return sum(2 * 4 * n_slots(a, chunk, limit) * a.n_kv_heads * a.head_dim for a in attentions)
 
 

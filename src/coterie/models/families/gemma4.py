@@ -1,5 +1,8 @@
 """Gemma 4: sliding and full attention in turn, norms on both sides of every branch, experts beside a dense branch.
 
+The small models (E2B, E4B) give each layer an embedding of its own, and their last layers read the keys and values of
+the last layer before them that attends in the same way.
+
 Two dialects of the config say the same about full layers: the keys `global_head_dim` and `num_global_key_value_heads`,
 or `per_layer_config` with an entry for each such layer. Where readers disagree on a default the key has to be there.
 """
@@ -9,7 +12,17 @@ from typing import Any
 
 from coterie.checkpoint import Fields, LayerFormat, NameMap, Rename, Split, per_layer
 from coterie.errors import ConfigError, UnsupportedError
-from coterie.models.architecture import Architecture, Attention, AttentionModules, Layer, Mlp, Moe, Rope, Router
+from coterie.models.architecture import (
+    Architecture,
+    Attention,
+    AttentionModules,
+    Layer,
+    LayerInputs,
+    Mlp,
+    Moe,
+    Rope,
+    Router,
+)
 from coterie.models.common import (
     MAX_EXPERTS,
     MAX_HEADS,
@@ -48,6 +61,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         head=None if tied else ("language_model.lm_head" if nested else "lm_head"),
         embedding_scale=hidden**0.5,
         logit_cap=_logit_cap(fields),
+        layer_inputs=_layer_inputs(fields),
     )
     fields.finish()
     return read
@@ -61,20 +75,13 @@ def _text_fields(config: Mapping[str, Any]) -> Fields:
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    for key, what in (
-        ("hidden_size_per_layer_input", "per-layer input embeddings"),
-        ("num_kv_shared_layers", "layers that share keys and values"),
-    ):
-        fields.integer(key, low=0)
-        refuse_if_set(fields, key, what)
     refuse_if_set(fields, "attention_bias", "biases in the attention")
     if fields.choice("use_bidirectional_attention", options=("all", "vision"), default=None) == "all":
         raise UnsupportedError(
             f'{fields.where}: found use_bidirectional_attention = "all"; Coterie runs causal decoders only',
             code="unsupported_use_bidirectional_attention",
         )
-    # These act through per-layer inputs and shared layers alone; layer_types says more than sliding_window_pattern.
-    fields.ignore("vocab_size_per_layer_input", "use_double_wide_mlp", "sliding_window_pattern")
+    fields.ignore("sliding_window_pattern")  # layer_types says more
 
 
 def _vocab_size(fields: Fields, config: Mapping[str, Any]) -> int:
@@ -92,22 +99,58 @@ def _logit_cap(fields: Fields) -> float | None:
     return fields.number("final_logit_softcapping", low=0.0, high=1e6, above=True, default=None)
 
 
+def _layer_inputs(fields: Fields) -> LayerInputs | None:
+    """Per-layer embeddings, where they have a width. Readers disagree on the default, so the key has to be there."""
+    width = fields.integer("hidden_size_per_layer_input", low=0, high=MAX_SIZE)
+    fields.ignore("vocab_size_per_layer_input")
+    if not width:
+        return None
+    vocab_size = size(fields, "vocab_size_per_layer_input")
+    if vocab_size < fields.integer("vocab_size", high=MAX_SIZE, default=0):
+        raise fields.error("vocab_size_per_layer_input", "at least vocab_size: every token has a row")
+    return LayerInputs(
+        width=width,
+        vocab_size=vocab_size,
+        embedding_scale=width**0.5,
+        projection_scale=size(fields, "hidden_size") ** -0.5,
+        scale=2**-0.5,
+    )
+
+
 def _layers(fields: Fields) -> tuple[Layer, ...]:
     """All layers; the last one is full whatever `layer_types` says, as the family was defined."""
     n_layers = size(fields, "num_hidden_layers", high=MAX_LAYERS)
-    kinds = fields.choices("layer_types", options=(_FULL, _SLIDING), length=n_layers)
+    kinds = (*fields.choices("layer_types", options=(_FULL, _SLIDING), length=n_layers)[:-1], _FULL)
     own = per_layer(fields, n_layers)
-    return tuple(_layer(fields, own[index], kind) for index, kind in enumerate((*kinds[:-1], _FULL)))
+    shares = _shared(fields, kinds)
+    return tuple(_layer(fields, own[index], kinds[index], shares[index]) for index in range(n_layers))
 
 
-def _layer(fields: Fields, own: Fields, kind: str) -> Layer:
+def _shared(fields: Fields, kinds: tuple[str, ...]) -> list[int | None]:
+    """For each layer the one whose keys and values it reads, or None: the last of its kind that has its own."""
+    n_own = len(kinds) - _n_shared(fields, len(kinds))
+    last = {kind: index for index, kind in enumerate(kinds[:n_own])}
+    lacking = next((kind for kind in kinds[n_own:] if kind not in last), None)
+    if lacking is not None:
+        raise fields.error("num_kv_shared_layers", f"a layer before the shared ones that is {lacking} too")
+    return [None if index < n_own else last[kind] for index, kind in enumerate(kinds)]
+
+
+def _n_shared(fields: Fields, n_layers: int) -> int:
+    """Layers at the end without keys and values. Readers disagree on the default, so the key has to be there."""
+    return fields.integer("num_kv_shared_layers", low=0, high=n_layers - 1)
+
+
+def _layer(fields: Fields, own: Fields, kind: str, shares: int | None) -> Layer:
+    fields.ignore("use_double_wide_mlp")
+    is_wide = shares is not None and fields.boolean("use_double_wide_mlp")
     has_experts = fields.boolean("enable_moe_block")
     if not has_experts:
         fields.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
     return Layer(
-        attention=_attention(fields, own, kind),
+        attention=_attention(fields, own, kind, shares),
         mlp=Mlp(
-            width=size(fields, "intermediate_size"),
+            width=size(fields, "intermediate_size") * (2 if is_wide else 1),
             before="pre_feedforward_layernorm",
             after="post_feedforward_layernorm_1" if has_experts else None,
         ),
@@ -117,7 +160,7 @@ def _layer(fields: Fields, own: Fields, kind: str) -> Layer:
     )
 
 
-def _attention(fields: Fields, own: Fields, kind: str) -> Attention:
+def _attention(fields: Fields, own: Fields, kind: str, shares: int | None) -> Attention:
     full = kind == _FULL
     keys_are_values = fields.boolean("attention_k_eq_v") and full
     n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
@@ -131,6 +174,7 @@ def _attention(fields: Fields, own: Fields, kind: str) -> Attention:
         scale=1.0,
         window=None if full else size(fields, "sliding_window"),
         normalize_values=True,
+        shares=shares,
         modules=AttentionModules(
             value=None if keys_are_values else "self_attn.v_proj",
             after="post_attention_layernorm",
@@ -201,8 +245,9 @@ _LEFT_OUT = (
 
 def name_map(config: Mapping[str, Any]) -> NameMap:
     """Published names to MLX's: the text decoder below `language_model.model`, experts' gate and up rows apart."""
+    nested = config["model_type"] != "gemma4_text"
     renames: tuple[Rename, ...] = (Rename(r"(model\..*\.experts)\.down_proj", r"\1.switch_glu.down_proj.weight"),)
-    if config["model_type"] != "gemma4_text":
+    if nested:
         renames = (
             Rename(
                 r"model\.language_model\.(.*\.experts)\.down_proj",
@@ -212,7 +257,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
             Rename(r"lm_head\.(.*)", r"language_model.lm_head.\1"),
         )
     return NameMap(
-        drops=_LEFT_OUT,
+        drops=(*_LEFT_OUT, *_unused_projections(_text_fields(config) if nested else Fields(config))),
         renames=renames,
         splits=(
             Split(
@@ -222,6 +267,14 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
         ),
         overrides=(LayerFormat(r".*\.router\.proj", bits=8, group_size=64),),
     )
+
+
+def _unused_projections(fields: Fields) -> tuple[str, ...]:
+    """Published checkpoints also hold keys and values of the layers that do not make their own; nothing reads them."""
+    n_layers = size(fields, "num_hidden_layers", high=MAX_LAYERS)
+    shared = range(n_layers - _n_shared(fields, n_layers), n_layers)
+    indices = "|".join(map(str, shared))
+    return (rf".*\.layers\.({indices})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\..*",) if shared else ()
 
 
 FAMILY = Family("gemma4", ("gemma4", "gemma4_text"), architecture, name_map)
