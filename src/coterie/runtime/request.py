@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,34 @@ from coterie.errors import RequestError
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 4096
+MAX_LOGPROBS = 100
+"""Alternatives at most; a whole vocabulary for each token would be the logits, and those `Model.logits` gives."""
+
+MAX_SHIFT = 1e6
+"""Bound of penalties and biases: far beyond any use, and sums and products with it cannot overflow."""
+
+_SHIFT = "from -1e6 to 1e6; 0 changes nothing"
+_BIAS = "from -1e6 to 1e6, or -inf, which bans the token"
+_BANS = "request_logit_bias"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked request. temperature 0 is greedy, top_k 0 and top_p 1 mean no restriction, seed None a fresh one."""
+    """A checked request. temperature 0 is greedy, seed None a fresh one, logprobs None means none.
+
+    No restriction: top_k 0, top_p 1, min_p 0. No effect: repetition_penalty 1, the other penalties 0.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -32,6 +50,12 @@ def checked(
     top_p: Any,
     seed: Any,
     stop: Any,
+    min_p: Any = 0.0,
+    repetition_penalty: Any = 1.0,
+    presence_penalty: Any = 0.0,
+    frequency_penalty: Any = 0.0,
+    logit_bias: Any = None,
+    logprobs: Any = None,
     vocab_size: int,
     context_length: int,
 ) -> Request:
@@ -41,6 +65,14 @@ def checked(
         temperature=_number("temperature", temperature, 0.0, math.inf, "0 (greedy) or more"),
         top_k=_integer("top_k", top_k, 0, vocab_size, "the vocabulary's size"),
         top_p=_number("top_p", top_p, math.nextafter(0.0, 1.0), 1.0, "above 0 and at most 1"),
+        min_p=_number("min_p", min_p, 0.0, 1.0, "from 0 to 1"),
+        repetition_penalty=_number(
+            "repetition_penalty", repetition_penalty, 1 / MAX_SHIFT, MAX_SHIFT, "above 0; 1 changes nothing"
+        ),
+        presence_penalty=_number("presence_penalty", presence_penalty, -MAX_SHIFT, MAX_SHIFT, _SHIFT),
+        frequency_penalty=_number("frequency_penalty", frequency_penalty, -MAX_SHIFT, MAX_SHIFT, _SHIFT),
+        logit_bias=_biases(logit_bias, vocab_size),
+        logprobs=None if logprobs is None else _integer("logprobs", logprobs, 0, *_most_logprobs(vocab_size)),
         seed=None if seed is None else _integer("seed", seed, 0, 2**64 - 1, "2^64 - 1"),
         stop=_stops(stop),
     )
@@ -92,6 +124,25 @@ def _number(name: str, value: Any, low: float, high: float, expected: str) -> fl
     if not math.isfinite(number) or not low <= number <= high:
         raise _refused(name, value, f"a finite number, {expected}")
     return number
+
+
+def _biases(logit_bias: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if logit_bias is None:
+        return ()
+    if not isinstance(logit_bias, Mapping):
+        raise _refused("logit_bias", logit_bias, "a mapping of token ids to numbers")
+    biases = {}
+    for key, value in logit_bias.items():
+        token_id = _integer("logit_bias", key, 0, vocab_size - 1, "token ids of the vocabulary")
+        is_ban = isinstance(value, float) and value == -math.inf
+        biases[token_id] = value if is_ban else _number(f"logit_bias[{token_id}]", value, -MAX_SHIFT, MAX_SHIFT, _BIAS)
+    if len(biases) == vocab_size and max(biases.values()) == -math.inf:
+        raise RequestError("logit_bias bans every token of the vocabulary, expected one at least to be left", code=_BANS)
+    return tuple(biases.items())
+
+
+def _most_logprobs(vocab_size: int) -> tuple[int, str]:
+    return min(MAX_LOGPROBS, vocab_size), "alternatives for a token"
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -1,24 +1,40 @@
-"""From logits to a token id: greedy, or drawn after temperature, top-k and top-p, in float64."""
+"""From logits to a token id: greedy, or drawn after temperature, top-k, top-p and min-p, in float64."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from coterie.errors import NumericError
+from coterie.runtime.logprobs import TokenLogprob, logprob_of
+from coterie.runtime.penalties import Penalties
 from coterie.runtime.request import Request
 
 
 class Sampler:
-    """Picks one token after another; two samplers with the same seed pick the same tokens from the same logits."""
+    """Picks the tokens of one text; two samplers with the same seed pick the same tokens from the same logits.
 
-    def __init__(self, request: Request) -> None:
+    logprobs: one record for each token picked, if the request asks for them.
+    """
+
+    def __init__(self, request: Request, prompt_ids: Sequence[int] = ()) -> None:
+        """`prompt_ids` are the tokens before the text, which a repetition penalty counts."""
         self._request = request
+        self._penalties = Penalties(request, prompt_ids)
         self._random = np.random.Generator(np.random.PCG64(request.seed))
+        self.logprobs: list[TokenLogprob] = []
 
     def pick(self, logits: np.ndarray) -> int:
-        """A token id for logits f32 [V]. NaN or infinity among them is a `NumericError`, never a token."""
+        """The next token's id for logits f32 [V]. NaN or infinity among them is a `NumericError`, never a token."""
         check_finite(logits)
-        if self._request.temperature == 0.0:
-            return int(np.argmax(logits))
-        ids, shares = candidates(logits, self._request)
+        scores = self._penalties.apply(logits)
+        token_id = int(np.argmax(scores)) if self._request.temperature == 0.0 else self._draw(scores)
+        self._penalties.take(token_id)
+        if self._request.logprobs is not None:
+            self.logprobs.append(logprob_of(logits, token_id, self._request.logprobs))
+        return token_id
+
+    def _draw(self, scores: np.ndarray) -> int:
+        ids, shares = candidates(scores, self._request)
         sums = np.cumsum(shares)
         place = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
@@ -38,7 +54,8 @@ def check_finite(logits: np.ndarray) -> None:
 def candidates(logits: np.ndarray, request: Request) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be drawn and their unnormalised shares; among equal logits the lower ids come first.
 
-    In this order: temperature; the top_k likeliest; of those, the fewest likeliest ones that hold a share of top_p.
+    In this order, as in transformers: temperature; the top_k likeliest; of those, the fewest likeliest ones that hold a
+    share of top_p; of those, the ones at least min_p times as likely as the likeliest. -inf is never drawn.
     """
     scores = logits.astype(np.float64)
     with np.errstate(over="ignore"):
@@ -49,7 +66,9 @@ def candidates(logits: np.ndarray, request: Request) -> tuple[np.ndarray, np.nda
     if request.top_p < 1.0:
         keep = _nucleus(shares, request.top_p)
         ids, shares = ids[keep], shares[keep]
-    return ids, shares
+    # The highest share is exp(0) = 1. A share of 0 goes in any case: rounding at the end of a draw could reach it.
+    keep = np.flatnonzero((shares >= request.min_p) & (shares > 0.0))
+    return ids[keep], shares[keep]
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
