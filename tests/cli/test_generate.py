@@ -35,7 +35,11 @@ def test_text_goes_to_stdout_and_nothing_else(run: Run) -> None:
 
 def test_every_option_reaches_the_model(run: Run) -> None:
     model = FakeModel("a")
-    options = "--model m --max-tokens 5 --temperature 0.5 --top-k 7 --top-p 0.9 --seed 1 --device cpu"
+    options = (
+        "--model m --max-tokens 5 --temperature 0.5 --top-k 7 --top-p 0.9 --seed 1 --device cpu --min-p 0.1 --json"
+    )
+    options += " --repetition-penalty 1.1 --presence-penalty -0.2 --frequency-penalty 0.3 --logprobs 2"
+    options += " --logit-bias 5=-inf --logit-bias 6=1.5"
     result = run(model, *options.split(), "--stop", "x y", "--stop", "\n", "prompt")
     assert result.exit_code == 0
     assert model.loaded == ("m", "cpu")
@@ -45,6 +49,12 @@ def test_every_option_reaches_the_model(run: Run) -> None:
         "temperature": 0.5,
         "top_k": 7,
         "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.2,
+        "frequency_penalty": 0.3,
+        "logit_bias": {5: float("-inf"), 6: 1.5},
+        "logprobs": 2,
         "seed": 1,
         "stop": ("x y", "\n"),
     }
@@ -60,6 +70,12 @@ def test_by_default_it_samples_and_the_same_command_gives_the_same_text(run: Run
         "temperature": 0.9,
         "top_k": 0,
         "top_p": 0.95,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": None,
+        "logprobs": None,
         "seed": 0,
         "stop": (),
     }

@@ -12,7 +12,21 @@ from rich.text import Text
 from coterie.cli.console import print_json, say, stderr, visible, write_text
 from coterie.cli.failures import Exit, guarded
 from coterie.cli.interrupts import Interrupts
-from coterie.cli.options import AsJson, Debug, Device
+from coterie.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    FrequencyPenalty,
+    LogitBias,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    parsed_biases,
+)
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
@@ -30,13 +44,20 @@ def generate(
         typer.Option("--model", "-m", help="A folder or a hub id. Without it, the bundled model.", show_default=False),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this probability.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
+    temperature: Temperature = 0.9,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    logit_bias: LogitBias = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: log-probabilities, of so many likeliest tokens too.", show_default=False),
     ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Stop = None,
     device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -46,6 +67,8 @@ def generate(
     The text streams to standard output, everything else goes to standard error. With --json one object comes at the
     end: text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
     """
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("log-probabilities are printed with --json", param_hint="--logprobs")
     with guarded(as_json=as_json, debug=debug) as interrupts:
         text = read_prompt(prompt)
         stream = load(model, device).stream(
@@ -54,6 +77,12 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=parsed_biases(logit_bias or ()),
+            logprobs=logprobs,
             seed=seed,
             stop=tuple(stop or ()),
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from coterie.models.decoder import Decoder
 from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.logprobs import TokenLogprob
 from coterie.runtime.request import Request
 from coterie.runtime.sampling import Sampler
 from coterie.runtime.stopping import StopWatch
@@ -27,7 +28,8 @@ class Generation:
     token_ids: the tokens made, with the one that ended the text and those of a stop string, which `text` leaves out.
     finish_reason: "stop" at an end-of-text token or a stop string, "length" at max_tokens or at the end of the context,
     None while there is more to come. timings in seconds: load (of the model), prefill (the prompt's pass), first_token
-    (from the request to the first token) and decode (from the first token to the last).
+    (from the request to the first token) and decode (from the first token to the last). logprobs: one record for each
+    token, if they were asked for.
     """
 
     text: str
@@ -35,6 +37,7 @@ class Generation:
     finish_reason: FinishReason | None
     n_prompt_tokens: int
     timings: dict[str, float]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -87,7 +90,7 @@ class Continuation:
         self.finish_reason: FinishReason | None = None
         self._request = request
         self._context_length = context_length
-        self._sampler = Sampler(request)
+        self._sampler = Sampler(request, prompt_ids)
         self._watch, self._detokenizer = StopWatch(request.stop), tokenizer.detokenizer()
         self._eos_ids = tokenizer.eos_ids
         self._pieces: list[str] = []
@@ -132,6 +135,7 @@ class Continuation:
             finish_reason=self.finish_reason,
             n_prompt_tokens=len(self.prompt_ids),
             timings=dict(self._timings),
+            logprobs=None if self._request.logprobs is None else tuple(self._sampler.logprobs),
         )
 
     def _clock(self) -> None:

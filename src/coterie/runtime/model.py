@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from coterie.models.fingerprint import fingerprint
 from coterie.models.observer import RoutingObserver
 from coterie.runtime.cache import KeyValueCache
 from coterie.runtime.generation import CHUNK, Continuation, Generation, Stream, chunks
-from coterie.runtime.request import check_encodable, checked, checked_ids
+from coterie.runtime.request import Options, check_encodable, checked, checked_ids
 from coterie.runtime.sampling import check_finite
 from coterie.runtime.tokenizer import Tokenizer
 
@@ -86,58 +86,27 @@ class Model:
         for chunk in chunks(ids, cache.chunk):
             yield cache.length, self._decoder.hidden(chunk, cache, observer)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-    ) -> Generation:
-        """Continue `prompt`, a text or token ids, and return the whole. The arguments are those of `stream`."""
-        stream = self.stream(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-        )
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generation:
+        """Continue `prompt`, a text or token ids, and return the whole. The options are those of `stream`."""
+        stream = self.stream(prompt, **options)
         for _ in stream:
             pass
         return stream.generation
 
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-    ) -> Stream:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
         """Continue `prompt` in pieces of text; the stream's `generation` has the rest.
 
-        temperature 0 always takes the likeliest token. Otherwise one is drawn, after temperature, among the `top_k`
-        likeliest (0: all) and of those among the fewest that hold a share of `top_p`; the same `seed` draws the same
-        tokens. The text ends before the first of the `stop` strings, at an end-of-text token, after max_tokens, or
-        where the model's context ends. Special tokens that are spelled out in a text prompt stay text; give ids to
-        place them.
+        options: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+        logit_bias, logprobs, seed and stop, as `coterie.runtime.request.Options` has them. By default it is greedy.
+
+        The text ends before the first of the stop strings, at an end-of-text token, after max_tokens, or where the
+        model's context ends. Special tokens that are spelled out in a text prompt stay text; give ids to place them.
 
         `RequestError` for arguments that cannot be met, `NumericError` for logits that are not finite,
         `CapacityError` for a cache that is larger than the machine's memory.
         """
         architecture = self._decoder.architecture
-        request = checked(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            vocab_size=architecture.vocab_size,
-            context_length=architecture.context_length,
-        )
+        request = checked(options, vocab_size=architecture.vocab_size, context_length=architecture.context_length)
         ids = self._prompt_ids(prompt)
         n_positions = min(len(ids) + request.max_tokens, architecture.context_length)
         check_memory(KeyValueCache.nbytes_for(architecture, chunk=CHUNK, limit=n_positions))

@@ -8,8 +8,8 @@ In this order, which is the one of transformers and of mlx-lm:
     presence penalty     z[i] -= p for every token i of the text
     frequency penalty    z[i] -= p times the number of times that token i is in the text
 
-The text is what has been generated: presence and frequency do not count the prompt, so that a model may speak of what it
-was asked about. All sums and products are in float64.
+The text is what has been generated: presence and frequency do not count the prompt, so that a model may speak of what
+it was asked about. All sums and products are in float64.
 """
 
 from collections.abc import Sequence

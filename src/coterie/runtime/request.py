@@ -1,10 +1,12 @@
 """What a caller may ask of a generation, checked at the door: a refusal is a `RequestError` that names the field."""
 
+import difflib
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 from coterie.errors import RequestError
 
@@ -18,7 +20,6 @@ MAX_SHIFT = 1e6
 
 _SHIFT = "from -1e6 to 1e6; 0 changes nothing"
 _BIAS = "from -1e6 to 1e6, or -inf, which bans the token"
-_BANS = "request_logit_bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,40 +43,60 @@ class Request:
     stop: tuple[str, ...] = ()
 
 
-def checked(
-    *,
-    max_tokens: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    seed: Any,
-    stop: Any,
-    min_p: Any = 0.0,
-    repetition_penalty: Any = 1.0,
-    presence_penalty: Any = 0.0,
-    frequency_penalty: Any = 0.0,
-    logit_bias: Any = None,
-    logprobs: Any = None,
-    vocab_size: int,
-    context_length: int,
-) -> Request:
-    """The request, or a `RequestError` for the first field that cannot be met."""
-    return Request(
-        max_tokens=_integer("max_tokens", max_tokens, 1, context_length, "the model's context length"),
-        temperature=_number("temperature", temperature, 0.0, math.inf, "0 (greedy) or more"),
-        top_k=_integer("top_k", top_k, 0, vocab_size, "the vocabulary's size"),
-        top_p=_number("top_p", top_p, math.nextafter(0.0, 1.0), 1.0, "above 0 and at most 1"),
-        min_p=_number("min_p", min_p, 0.0, 1.0, "from 0 to 1"),
-        repetition_penalty=_number(
-            "repetition_penalty", repetition_penalty, 1 / MAX_SHIFT, MAX_SHIFT, "above 0; 1 changes nothing"
-        ),
-        presence_penalty=_number("presence_penalty", presence_penalty, -MAX_SHIFT, MAX_SHIFT, _SHIFT),
-        frequency_penalty=_number("frequency_penalty", frequency_penalty, -MAX_SHIFT, MAX_SHIFT, _SHIFT),
-        logit_bias=_biases(logit_bias, vocab_size),
-        logprobs=None if logprobs is None else _integer("logprobs", logprobs, 0, *_most_logprobs(vocab_size)),
-        seed=None if seed is None else _integer("seed", seed, 0, 2**64 - 1, "2^64 - 1"),
-        stop=_stops(stop),
-    )
+class Options(TypedDict, total=False):
+    """What a generation may be asked for; every option may be left out.
+
+    max_tokens: make at most so many tokens (256).
+    temperature: 0, the default, always takes the likeliest token; otherwise one is drawn from softmax(logits / it).
+    top_k, top_p, min_p: draw only among the k likeliest tokens (0: all); of those, among the fewest that hold this
+        share (1: all); of those, among the ones at least min_p times as likely as the likeliest (0: all).
+    repetition_penalty, presence_penalty, frequency_penalty, logit_bias {token id: what is added to its logit, -inf bans
+        it}: applied before the temperature, see `coterie.runtime.penalties` for the arithmetic. They change a greedy
+        choice too.
+    logprobs: give the log-probability of each token and of so many of the likeliest in its place, see
+        `coterie.runtime.logprobs`; 0 is the token's own alone, None, the default, nothing.
+    seed: the same one draws the same tokens; None draws others each time.
+    stop: end before the first of these texts.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
+    seed: int | None
+    stop: str | Sequence[str]
+
+
+def checked(options: Mapping[str, Any], *, vocab_size: int, context_length: int) -> Request:
+    """The request that `options` make, or a `RequestError` for the first that is unknown or cannot be met."""
+    checks: dict[str, Callable[[Any], Any]] = {
+        "max_tokens": _whole("max_tokens", 1, context_length, "the model's context length"),
+        "temperature": _real("temperature", 0.0, math.inf, "0 (greedy) or more"),
+        "top_k": _whole("top_k", 0, vocab_size, "the vocabulary's size"),
+        "top_p": _real("top_p", math.nextafter(0.0, 1.0), 1.0, "above 0 and at most 1"),
+        "min_p": _real("min_p", 0.0, 1.0, "from 0 to 1"),
+        "repetition_penalty": _real("repetition_penalty", 1 / MAX_SHIFT, MAX_SHIFT, "above 0; 1 changes nothing"),
+        "presence_penalty": _real("presence_penalty", -MAX_SHIFT, MAX_SHIFT, _SHIFT),
+        "frequency_penalty": _real("frequency_penalty", -MAX_SHIFT, MAX_SHIFT, _SHIFT),
+        "logit_bias": partial(_biases, vocab_size=vocab_size),
+        "logprobs": _optional(_whole("logprobs", 0, min(MAX_LOGPROBS, vocab_size), "alternatives for a token")),
+        "seed": _optional(_whole("seed", 0, 2**64 - 1, "2^64 - 1")),
+        "stop": _stops,
+    }
+    for name in options:
+        if name not in checks:
+            near = difflib.get_close_matches(name, checks, n=1)
+            raise RequestError(
+                f"{name} is no option of a generation, expected {near[0] if near else ', '.join(checks)}",
+                code="request_unknown",
+            )
+    return Request(**{name: checks[name](value) for name, value in options.items()})
 
 
 def checked_ids(token_ids: Any, vocab_size: int, context_length: int, what: str = "token_ids") -> list[int]:
@@ -99,6 +120,18 @@ def checked_ids(token_ids: Any, vocab_size: int, context_length: int, what: str 
     if not ids:
         raise RequestError(f"{what} is empty, expected at least one token", code="request_empty")
     return ids
+
+
+def _whole(name: str, low: int, high: int, high_is: str) -> Callable[[Any], int]:
+    return lambda value: _integer(name, value, low, high, high_is)
+
+
+def _real(name: str, low: float, high: float, expected: str) -> Callable[[Any], float]:
+    return lambda value: _number(name, value, low, high, expected)
+
+
+def _optional(check: Callable[[Any], int]) -> Callable[[Any], int | None]:
+    return lambda value: None if value is None else check(value)
 
 
 def _integer(name: str, value: Any, low: int, high: int, high_is: str) -> int:
@@ -137,12 +170,10 @@ def _biases(logit_bias: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
         is_ban = isinstance(value, float) and value == -math.inf
         biases[token_id] = value if is_ban else _number(f"logit_bias[{token_id}]", value, -MAX_SHIFT, MAX_SHIFT, _BIAS)
     if len(biases) == vocab_size and max(biases.values()) == -math.inf:
-        raise RequestError("logit_bias bans every token of the vocabulary, expected one at least to be left", code=_BANS)
+        raise RequestError(
+            "logit_bias bans every token of the vocabulary, expected at least one to be left", code="request_logit_bias"
+        )
     return tuple(biases.items())
-
-
-def _most_logprobs(vocab_size: int) -> tuple[int, str]:
-    return min(MAX_LOGPROBS, vocab_size), "alternatives for a token"
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
