@@ -57,11 +57,32 @@ BOTH: list[tuple[str, Any]] = [
     ("attn_logit_softcapping", 50.0),
     ("swiglu_limit", 7.0),
 ]
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3: dict[str, Any] = {
+    **YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
+}  # fmt: skip
+BAD_SCALINGS: list[Any] = [
+    "yarn", [], 4.0,
+    {"type": "dynamic", "factor": 2.0},
+    {"rope_type": "su", "factor": 2.0},
+    {"rope_type": "default", "factor": 2.0},
+    {"rope_type": "linear"},
+    *[{"rope_type": "linear", "factor": value} for value in (0, 0.5, -2.0, "2", True, float("inf"), 1e9)],
+    {"type": "yarn", "factor": 4.0},
+    *[{**YARN, "original_max_position_embeddings": value} for value in (0, -1, 64.0, "64", True, 2**40)],
+    *[{**YARN, "beta_fast": value} for value in (0, -1.0, 0.5, "32")],
+    *[{**YARN, "truncate": value} for value in (0, 1, "false")],
+    *[{**YARN, "attention_factor": value} for value in (0, -1.0, "1", float("nan"))],
+    *[{**YARN, key: value} for key in ("mscale", "mscale_all_dim") for value in (-1.0, "1", True)],
+    {**YARN, "unheard_of": 1},
+    {**LLAMA3, "low_freq_factor": 4.0},
+    {**LLAMA3, "high_freq_factor": 0},
+]  # fmt: skip
 OWN: dict[str, list[tuple[str, Any]]] = {
     "qwen3_moe": [
         *[("num_experts_per_tok", value) for value in (*NO_INTEGERS, None, 5, 65)],
         *[("rope_theta", value) for value in (0, -1.0, "10000", True, None, 1e300)],
-        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+        *[("rope_scaling", value) for value in BAD_SCALINGS],
         ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
         *[("decoder_sparse_step", value) for value in (0, -1, 1.0, "1", True)],
         *[("mlp_only_layers", value) for value in ([2], [-1], [0.0], ["0"], [True], "0", [0, 1, 0])],
@@ -102,7 +123,7 @@ def test_refused_by_its_key(family: str, key: str, value: Any) -> None:
     assert isinstance(caught.value, ConfigError | UnsupportedError)
     # Heads that do not divide, and a number of experts below top_k, are named from either side.
     related = {"num_key_value_heads": "num_attention_heads", "num_global_key_value_heads": "num_attention_heads"}
-    related |= {"global_head_dim": "head_dim", "rope_parameters": "rope_theta"}
+    related |= {"global_head_dim": "head_dim", "rope_parameters": "rope_theta", "rope_scaling": "rope_"}
     assert key in str(caught.value) or related.get(key, key) in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600

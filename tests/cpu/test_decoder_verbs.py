@@ -47,13 +47,14 @@ def test_rms_norm_lets_nan_and_infinity_through() -> None:
     assert np.isfinite(found[2]).all()
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("n_tokens", "heads", "dims"), [(1, 1, 2), (4, 3, 16), (9, 16, 128), (2, 2, 512)])
-def test_rotary(n_tokens: int, heads: int, dims: int, rng: np.random.Generator) -> None:
+def test_rotary(n_tokens: int, heads: int, dims: int, interleaved: bool, rng: np.random.Generator) -> None:
     x = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
     frequencies = np.array(default_rope(1e4, dims).frequencies, np.float32)
     cos, sin = rotation_table(frequencies, 1000 + np.arange(n_tokens))
-    expected = PLAIN.rotary(x.astype(np.float64), cos, sin)
-    assert np.abs(elementwise.rotary(x.copy(), cos, sin) - expected).max() < 8 * EPS * np.abs(x).max()
+    expected = PLAIN.rotary(x.astype(np.float64), cos, sin, interleaved)
+    assert np.abs(elementwise.rotary(x.copy(), cos, sin, interleaved) - expected).max() < 8 * EPS * np.abs(x).max()
 
 
 def test_still_pairs_pass_through_unchanged(rng: np.random.Generator) -> None:
@@ -65,13 +66,14 @@ def test_still_pairs_pass_through_unchanged(rng: np.random.Generator) -> None:
     assert moved.tolist() == [*range(8), *range(32, 40)]
 
 
-def test_dimensions_beyond_the_rotation_pass_through(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_dimensions_beyond_the_rotation_pass_through(interleaved: bool, rng: np.random.Generator) -> None:
     x = rng.standard_normal((3, 2, 64)).astype(np.float32)
     frequencies = np.array(default_rope(1e4, 32).frequencies, np.float32)
     cos, sin = rotation_table(frequencies, 7 + np.arange(3))
-    found = elementwise.rotary(x.copy(), cos, sin)
+    found = elementwise.rotary(x.copy(), cos, sin, interleaved)
     assert np.array_equal(found[..., 32:], x[..., 32:])
-    assert np.abs(found - PLAIN.rotary(x.astype(np.float64), cos, sin)).max() < 1e-5
+    assert np.abs(found - PLAIN.rotary(x.astype(np.float64), cos, sin, interleaved)).max() < 1e-5
 
 
 def test_softcap(rng: np.random.Generator) -> None:
@@ -97,6 +99,7 @@ ATTENTION = [
 ]
 
 
+@pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize(("n_tokens", "heads", "kv_heads", "dims", "start", "window", "capacity"), ATTENTION)
 def test_attention(
     n_tokens: int,
@@ -106,13 +109,16 @@ def test_attention(
     start: int,
     window: int | None,
     capacity: int,
+    with_sinks: bool,
     rng: np.random.Generator,
 ) -> None:
     queries = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
     keys, values = (rng.standard_normal((kv_heads, capacity, dims)).astype(np.float32) for _ in range(2))
     poison_unseen(keys, values, start, n_tokens, window)
-    expected = PLAIN.attend(queries, keys, values, start, window, dims**-0.5)
-    found = attention.attend(queries, keys, values, start, window, dims**-0.5)
+    # From a sink that takes nothing to one that takes nearly everything.
+    sinks = np.linspace(-200, 8, heads, dtype=np.float32) if with_sinks else None
+    expected = PLAIN.attend(queries, keys, values, start, window, dims**-0.5, sinks)
+    found = attention.attend(queries, keys, values, start, window, dims**-0.5, sinks)
     # An error e in a score changes its share by a factor exp(e); scores are sums of `dims` products of size 1.
     assert worst_row(found, expected) < 16 * EPS * np.sqrt(dims)
 
@@ -202,3 +208,10 @@ def as_stored(weight: np.ndarray, aligned: bool) -> np.ndarray:
     stored = np.ndarray(weight.shape, weight.dtype, buffer=raw)
     assert aligned or weight.dtype.itemsize == 1 or not stored.flags.aligned
     return stored
+
+
+def test_clip(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((5, 3, 16)).astype(np.float32)
+    found = elementwise.clip(x.copy(), 0.5)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, PLAIN.clip(x, np.float32(0.5)))

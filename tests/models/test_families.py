@@ -110,9 +110,10 @@ UNSUPPORTED = [
     ("gemma4", "attention_bias", True),
     ("gemma4", "use_bidirectional_attention", "all"),
     ("gemma4", "rope_parameters", {"sliding_attention": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
-    ("qwen3_moe", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-    ("qwen3_moe", "rope_scaling", {"type": "linear", "factor": 2.0}),
-    ("qwen3_moe", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+    ("qwen3_moe", "rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
+    ("qwen3_moe", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
+    ("qwen3_moe", "rope_parameters", {"rope_type": "proportional", "rope_theta": 1e6, "factor": 4.0}),
+    ("qwen3_moe", "partial_rotary_factor", 0.5),
     ("qwen3_moe", "attention_bias", True),
     ("qwen3_moe", "use_sliding_window", True),
 ]

@@ -97,11 +97,22 @@ def rope(fields: Fields, layer_type: str | None = None, *, default_base: float |
     fields.ignore("rope_theta")
     if base is None:
         raise fields.error("rope_theta", "the base of the rotary embedding", code="config_missing")
-    partial = source.number("partial_rotary_factor", low=0.0, high=1.0, above=True, default=1.0)
-    return Rope(kind, base, partial, source)
+    return Rope(kind, base, _partial(fields, source, layer_type), source)
 
 
 _ROPE_KINDS = ("default", "proportional", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def _partial(fields: Fields, source: Fields, layer_type: str | None) -> float:
+    """The share of a head that turns; published configs have it outside of the scaling's object."""
+    inner = source.number("partial_rotary_factor", low=0.0, high=1.0, above=True, default=None)
+    if layer_type is not None:
+        return 1.0 if inner is None else inner
+    outer = fields.number("partial_rotary_factor", low=0.0, high=1.0, above=True, default=None)
+    if inner is not None and outer is not None and inner != outer:
+        raise fields.error("partial_rotary_factor", f"the same as in rope_parameters ({inner:g})")
+    found = outer if inner is None else inner
+    return 1.0 if found is None else found
 
 
 def _agree(fields: Fields, source: Fields, old: Fields | None, layer_type: str | None) -> None:

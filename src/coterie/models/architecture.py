@@ -12,17 +12,23 @@ biases where it is quantised, a norm is the vector "<path>.weight", and a plain 
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+from coterie.ops.routing import GroupScore, Scoring
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding (Su et al., RoFormer, 2021) in the half-split layout: dimensions i and i + n pair up.
+    """Rotary position embedding (Su et al., RoFormer, 2021): dimensions i and i + n pair up, or 2i and 2i + 1.
 
     frequencies: n angles in radians a position, n <= head_dim / 2; dimensions from 2n on pass through, and so do pairs
-    whose frequency is 0.
+    whose frequency is 0. amplitude: what turned dimensions are multiplied by (YaRN's attention factor). interleaved:
+    neighbours are the pairs.
     """
 
     frequencies: tuple[float, ...]
+    amplitude: float = 1.0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +43,18 @@ class AttentionModules:
     query_norm: str | None = "self_attn.q_norm"
     key_norm: str | None = "self_attn.k_norm"
     after: str | None = None
+    sinks: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Grouped-query attention. Query q sees key k iff 0 <= q - k, and q - k < window where there is one.
 
-    Query and key norms run over head_dim, before the rotation. A `modules.value` of None takes the key projection, as
-    it is before norm and rotation, for the values as well. normalize_values: values pass an RMS norm without weight.
+    A `modules.value` of None takes the key projection, as it is before norm and rotation, for the values as well.
+    normalize_values: values pass an RMS norm without weight. norm_span: query and key norms run, before the rotation,
+    over each head or over the whole projection. clip: queries, keys and values are limited to +-clip after the norms.
+    `modules.sinks` is a vector [n_heads] of scores that take part in each head's softmax and carry no value.
+    input_bias, output_bias: the projections of queries, keys and values, or of the output, add "<module>.bias".
     shares: the earlier layer whose keys and values, with the same heads and window, this layer reads; it has
     none of its own, nor the modules that make them.
     """
@@ -56,13 +66,20 @@ class Attention:
     scale: float
     window: int | None = None
     normalize_values: bool = False
+    norm_span: Literal["head", "projection"] = "head"
+    clip: float | None = None
+    input_bias: bool = False
+    output_bias: bool = False
     shares: int | None = None
     modules: AttentionModules = AttentionModules()
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """A dense gated linear unit: down(activation(gate(x)) * up(x)), `width` hidden units."""
+    """A dense gated linear unit: down(activation(gate(x)) * up(x)), `width` hidden units.
+
+    Beside routed experts this is the shared expert: several of them are one of their width together.
+    """
 
     width: int
     before: str | None
@@ -74,10 +91,12 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """How a token picks its experts; the fields of `route` with the modules that hold the learnt parts.
+    """How a token picks its experts: the fields of `coterie.ops.RouteSpec` with the modules of the learnt parts.
 
     `norm` of None: the router reads the experts' input. Otherwise it reads rms_norm(h) * weight * norm_scale, where h
-    is the residual stream itself and the weight is the vector at `norm`.
+    is the residual stream itself and the weight is the vector at `norm`. per_expert_scale and selection_bias are paths
+    of vectors [n_experts]; bias: the logits add "<module>.bias". A softmax over the chosen experts' logits alone is
+    scoring "softmax" with renormalize: the same numbers.
     """
 
     top_k: int
@@ -86,11 +105,21 @@ class Router:
     norm: str | None = None
     norm_scale: float = 1.0
     per_expert_scale: str | None = None
+    scoring: Scoring = "softmax"
+    selection_bias: str | None = None
+    n_groups: int = 1
+    top_groups: int = 1
+    group_score: GroupScore = "max"
+    scaling_factor: float = 1.0
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Moe:
-    """Routed experts, each a gated linear unit of `width` hidden units; stacked matrices [n_experts, out, in]."""
+    """Routed experts, each a gated linear unit of `width` hidden units; stacked matrices [n_experts, out, in].
+
+    bias: gate, up and down add "<module>.bias", a vector for each expert [n_experts, out].
+    """
 
     n_experts: int
     width: int
@@ -100,6 +129,7 @@ class Moe:
     up: str
     down: str
     after: str | None = None
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)

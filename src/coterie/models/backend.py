@@ -31,19 +31,35 @@ class Backend(Protocol):
         """x / sqrt(mean(x^2) + eps) * weight along the last axis; a weight of None is all ones."""
         ...
 
-    def rotary(self, x: Array, cos: Array, sin: Array) -> Array:
-        """Turn the pairs (i, i + n) of x [T, heads, D] by the angles of cos and sin [T, n]; may work in place."""
+    def rotary(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+        """Turn the pairs (i, i + n) of x [T, heads, D], or (2i, 2i + 1) where interleaved, by the angles of cos and
+        sin [T, n]; may work in place.
+        """
         ...
 
-    def attend(self, queries: Array, keys: Array, values: Array, start: int, window: int | None, scale: float) -> Array:
+    def attend(
+        self,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        start: int,
+        window: int | None,
+        scale: float,
+        sinks: Array | None,
+    ) -> Array:
         """Causal attention of one sequence's queries [T, Hq, D] at positions start ... start + T - 1: f32 [T, Hq, D].
 
         keys and values are [Hkv, capacity, D]; position p stands at slot p % capacity, the queries' own included.
+        sinks [Hq] are scores that count in the softmax and bring no value.
         """
         ...
 
     def join(self, parts: Sequence[Array]) -> Array:
         """The rows of `parts` one below the other, in one array."""
+        ...
+
+    def clip(self, x: Array, limit: float) -> Array:
+        """x between -limit and limit; may work in place."""
         ...
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:

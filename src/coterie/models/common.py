@@ -1,10 +1,7 @@
 """What the families check, refuse and translate alike."""
 
 from coterie.checkpoint import Fields
-from coterie.checkpoint import rope as read_rope
 from coterie.errors import UnsupportedError
-from coterie.models.architecture import Rope
-from coterie.models.rope import proportional_rope
 
 MAX_LAYERS = 1000
 MAX_EXPERTS = 65_535
@@ -50,23 +47,6 @@ def check_top_k(fields: Fields, key: str, top_k: int, n_experts: int) -> None:
     """A token cannot go to more experts than there are."""
     if top_k > n_experts:
         raise fields.error(key, f"at most the number of experts, {n_experts}")
-
-
-def rope_of(fields: Fields, head_dim: int, layer_type: str | None = None) -> Rope:
-    """An unscaled rotary embedding; any other kind would change every logit and is an `UnsupportedError`."""
-    read = read_rope(fields, layer_type)
-    factor = read.parameters.number("factor", low=0.0, high=1e6, above=True, default=1.0)
-    proportion = read.partial_rotary_factor
-    known = read.kind == "proportional" or (read.kind == "default" and proportion == 1.0)
-    if not known or factor != 1.0:
-        raise UnsupportedError(
-            f"{read.parameters.where}: found a rotary embedding of kind {read.kind}, factor {factor:g}, "
-            f"partial_rotary_factor {proportion:g}; Coterie runs this family with the kinds default and proportional, "
-            "and without a scaling factor",
-            code="unsupported_rope",
-        )
-    read.parameters.finish()
-    return proportional_rope(read.base, head_dim, proportion)
 
 
 def refuse_if_set(fields: Fields, key: str, what: str) -> None:

@@ -11,7 +11,7 @@ from coterie.models.architecture import Architecture, Attention, Layer, LayerInp
 from coterie.models.backend import Backend, Cache
 from coterie.models.observer import RoutingObserver
 from coterie.models.rope import rotation_table
-from coterie.models.weights import layer_prefix
+from coterie.models.weights import bias_of, layer_prefix
 from coterie.moe import Experts
 from coterie.ops import RouteSpec
 
@@ -110,7 +110,10 @@ class Decoder:
             for segment, end in zip(segments, ends, strict=True)
         )
         positions = np.concatenate([start + np.arange(rows.stop - rows.start) for rows, start, _ in parts])
-        tables = {rope: rotation_table(frequencies, positions) for rope, frequencies in self._frequencies.items()}
+        tables = {
+            rope: rotation_table(frequencies, positions, rope.amplitude)
+            for rope, frequencies in self._frequencies.items()
+        }
         return _Pass(tables, parts, observer, layer_inputs)
 
     def _layer_inputs(self, ids: Sequence[int], embedded: Array) -> Array | None:
@@ -129,11 +132,13 @@ class Decoder:
     def _layer(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
         layer, inputs = block.layer, self.architecture.layer_inputs
         h = h + self._attention(layer.attention, block.weights, h, index, current)
+        norms = {branch.before for branch in (layer.mlp, layer.moe) if branch is not None}
+        normed = {path: self._norm(h, block.weights, path) for path in norms}
         branches = []
         if layer.mlp is not None:
-            branches.append(self._mlp(layer.mlp, block.weights, h))
-        if layer.moe is not None and block.routed is not None:
-            branches.append(self._moe(layer.moe, block.routed, block.weights, h, index, current))
+            branches.append(self._mlp(layer.mlp, block.weights, normed[layer.mlp.before]))
+        if layer.moe is not None:
+            branches.append(self._moe(layer.moe, block, h, normed[layer.moe.before], index, current.observer))
         h = h + self._norm(sum(branches[1:], start=branches[0]), block.weights, layer.after_branches)
         if inputs is not None and current.layer_inputs is not None:
             h = h + self._gated_input(inputs, block.weights, h, current.layer_inputs[:, index])
@@ -145,48 +150,63 @@ class Decoder:
 
     def _attention(self, spec: Attention, weights: Mapping[str, Any], h: Array, index: int, current: _Pass) -> Array:
         backend, modules = self.backend, spec.modules
-        x = self._norm(h, weights, modules.before)
-        queries = backend.linear(x, weights[modules.query]).reshape(-1, spec.n_heads, spec.head_dim)
-        queries = backend.rotary(self._norm(queries, weights, modules.query_norm), *current.tables[spec.rope])
+        x, rope = self._norm(h, weights, modules.before), spec.rope
+        projected = self._linear(x, weights, modules.query, bias=spec.input_bias)
+        queries = self._heads(spec, weights, projected, modules.query_norm)
+        queries = backend.rotary(queries, *current.tables[rope], rope.interleaved)
         new = None if spec.shares is not None else self._keys_and_values(spec, weights, x, current)
+        sinks = None if modules.sinks is None else weights[modules.sinks]
         parts = []
         for rows, start, cache in current.parts:
             store = cache.layers[index]
             stored = store.stores if new is None else store.extend(new[0][rows], new[1][rows])
-            parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale))
+            parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale, sinks))
         mixed = backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
-        return self._norm(backend.linear(mixed, weights[modules.output]), weights, modules.after)
+        output = self._linear(mixed, weights, modules.output, bias=spec.output_bias)
+        return self._norm(output, weights, modules.after)
 
     def _keys_and_values(
         self, spec: Attention, weights: Mapping[str, Any], x: Array, current: _Pass
     ) -> tuple[Array, Array]:
         backend, modules = self.backend, spec.modules
-        projected = backend.linear(x, weights[modules.key]).reshape(-1, spec.n_kv_heads, spec.head_dim)
+        projected = self._linear(x, weights, modules.key, bias=spec.input_bias)
         values = projected
         if modules.value is not None:
-            values = backend.linear(x, weights[modules.value]).reshape(-1, spec.n_kv_heads, spec.head_dim)
+            values = self._linear(x, weights, modules.value, bias=spec.input_bias)
+        values = values.reshape(-1, spec.n_kv_heads, spec.head_dim)
         if spec.normalize_values:
             values = backend.rms_norm(values, None, self.architecture.norm_eps)
-        return backend.rotary(self._norm(projected, weights, modules.key_norm), *current.tables[spec.rope]), values
+        keys = self._heads(spec, weights, projected, modules.key_norm)
+        keys = backend.rotary(keys, *current.tables[spec.rope], spec.rope.interleaved)
+        return keys, values if spec.clip is None else backend.clip(values, spec.clip)
 
-    def _mlp(self, spec: Mlp, weights: Mapping[str, Any], h: Array) -> Array:
+    def _heads(self, spec: Attention, weights: Mapping[str, Any], projected: Array, norm: str | None) -> Array:
+        """A projection [T, heads * head_dim] through its norm and limits: [T, heads, head_dim]."""
+        shape = (-1, projected.shape[-1] // spec.head_dim, spec.head_dim)
+        if spec.norm_span == "head":
+            projected = projected.reshape(shape)
+        heads = self._norm(projected, weights, norm).reshape(shape)
+        return heads if spec.clip is None else self.backend.clip(heads, spec.clip)
+
+    def _mlp(self, spec: Mlp, weights: Mapping[str, Any], x: Array) -> Array:
         backend = self.backend
-        x = self._norm(h, weights, spec.before)
         gate, up = backend.linear(x, weights[spec.gate]), backend.linear(x, weights[spec.up])
         activated = backend.glu(gate, up, self.architecture.activation)
         return self._norm(backend.linear(activated, weights[spec.down]), weights, spec.after)
 
-    def _moe(
-        self, spec: Moe, routed: _RoutedExperts, weights: Mapping[str, Any], h: Array, index: int, current: _Pass
-    ) -> Array:
-        backend = self.backend
-        x = self._norm(h, weights, spec.before)
+    def _moe(self, spec: Moe, block: _Block, h: Array, x: Array, index: int, observer: RoutingObserver | None) -> Array:
+        assert block.routed is not None
+        backend, router, routed = self.backend, spec.router, block.routed
         seen = x if routed.router_norm is None else backend.rms_norm(h, routed.router_norm, self.architecture.norm_eps)
-        logits = backend.linear(seen, weights[spec.router.module])
+        logits = self._linear(seen, block.weights, router.module, bias=router.bias)
         routing = backend.route(logits, routed.spec)
-        if current.observer is not None:
-            routing = current.observer.routed(index, logits, routed.spec, routing)
-        return self._norm(backend.moe(x, routing, routed.experts), weights, spec.after)
+        if observer is not None:
+            routing = observer.routed(index, logits, routed.spec, routing)
+        return self._norm(backend.moe(x, routing, routed.experts), block.weights, spec.after)
+
+    def _linear(self, x: Array, weights: Mapping[str, Any], module: str, *, bias: bool) -> Array:
+        product = self.backend.linear(x, weights[module])
+        return product + weights[bias_of(module)] if bias else product
 
     def _norm(self, x: Array, weights: Mapping[str, Any], path: str | None) -> Array:
         return x if path is None else self.backend.rms_norm(x, weights[path], self.architecture.norm_eps)
@@ -203,13 +223,30 @@ def _block(architecture: Architecture, index: int, weights: Mapping[str, Any]) -
 def _routed(moe: Moe, weights: Mapping[str, Any], activation: str) -> _RoutedExperts:
     router = moe.router
     norm = None if router.norm is None else weights[router.norm] * np.float32(router.norm_scale)
-    experts = Experts(weights[moe.gate], weights[moe.up], weights[moe.down], activation)
+    gate_bias, up_bias, down_bias = (
+        weights[bias_of(module)] if moe.bias else None for module in (moe.gate, moe.up, moe.down)
+    )
+    experts = Experts(
+        weights[moe.gate],
+        weights[moe.up],
+        weights[moe.down],
+        activation,
+        gate_bias=gate_bias,
+        up_bias=up_bias,
+        down_bias=down_bias,
+    )
     return _RoutedExperts(_route_spec(router, weights), norm, experts)
 
 
 def _route_spec(router: Router, weights: Mapping[str, Any]) -> RouteSpec:
     return RouteSpec(
         top_k=router.top_k,
+        scoring=router.scoring,
         renormalize=router.renormalize,
         per_expert_scale=None if router.per_expert_scale is None else weights[router.per_expert_scale],
+        selection_bias=None if router.selection_bias is None else weights[router.selection_bias],
+        n_groups=router.n_groups,
+        top_groups=router.top_groups,
+        group_score=router.group_score,
+        scaling_factor=router.scaling_factor,
     )

@@ -108,6 +108,6 @@ def _share_of_a_token(slot: Slot, architecture: Architecture) -> Fraction:
     if slot.kind == "embedding" and not is_head:
         return Fraction(1, slot.shape[0])
     moe = None if slot.layer is None else architecture.layers[slot.layer].moe
-    if slot.kind == "experts" and moe is not None:
+    if slot.kind in ("experts", "expert biases") and moe is not None:
         return Fraction(moe.router.top_k, moe.n_experts)
     return Fraction(1)

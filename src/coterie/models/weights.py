@@ -10,8 +10,11 @@ import numpy as np
 from coterie.errors import CheckpointError
 from coterie.models.architecture import Architecture, Attention, Layer, LayerInputs, Mlp, Moe
 
-Kind = Literal["matrix", "embedding", "experts", "norm", "vector"]
-"""matrix, embedding, experts and norm: tensor "<path>.weight"; vector: tensor "<path>"."""
+Kind = Literal["matrix", "embedding", "experts", "norm", "vector", "expert biases"]
+"""matrix, embedding, experts and norm: tensor "<path>.weight"; vector and expert biases: tensor "<path>"."""
+
+PLAIN_KINDS: tuple[Kind, ...] = ("norm", "vector", "expert biases")
+"""What is never quantised, and held in f32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Slot:
     @property
     def tensor(self) -> str:
         """The name of the stored tensor."""
-        return self.path if self.kind == "vector" else f"{self.path}.weight"
+        return self.path if self.kind in ("vector", "expert biases") else f"{self.path}.weight"
 
 
 class Tensors(Protocol):
@@ -50,7 +53,8 @@ def slots(architecture: Architecture) -> Iterator[Slot]:
         yield Slot(prefix + inputs.norm, (inputs.width,), "norm")
     for index, layer in enumerate(architecture.layers):
         entries = [*_layer_slots(layer, hidden), *([] if inputs is None else _input_slots(inputs, hidden))]
-        for path, shape, kind in entries:
+        # Branches may share a norm, and with it its slot.
+        for path, shape, kind in dict.fromkeys(entries):
             yield Slot(layer_prefix(architecture, index) + path, shape, kind, index)
     yield Slot(prefix + architecture.final_norm, (hidden,), "norm")
     if architecture.head is not None:
@@ -60,6 +64,11 @@ def slots(architecture: Architecture) -> Iterator[Slot]:
 def layer_prefix(architecture: Architecture, index: int) -> str:
     """What stands before the module paths of layer `index`."""
     return f"{architecture.prefix}layers.{index}."
+
+
+def bias_of(module: str) -> str:
+    """The path of a linear module's bias."""
+    return f"{module}.bias"
 
 
 _Entry = tuple[str, tuple[int, ...], Kind]
@@ -80,14 +89,21 @@ def _attention_slots(attention: Attention, hidden: int) -> Iterator[_Entry]:
     modules = attention.modules
     queries, keys = attention.n_heads * attention.head_dim, attention.n_kv_heads * attention.head_dim
     yield from _norms(hidden, modules.before)
-    yield modules.query, (queries, hidden), "matrix"
+    per_head = attention.norm_span == "head"
+    projections = [(modules.query, queries)]
     if attention.shares is None:
-        yield modules.key, (keys, hidden), "matrix"
-        if modules.value is not None:
-            yield modules.value, (keys, hidden), "matrix"
-        yield from _norms(attention.head_dim, modules.key_norm)
+        projections += [(modules.key, keys)] if modules.value is None else [(modules.key, keys), (modules.value, keys)]
+        yield from _norms(attention.head_dim if per_head else keys, modules.key_norm)
+    for path, size in projections:
+        yield path, (size, hidden), "matrix"
+        if attention.input_bias:
+            yield bias_of(path), (size,), "vector"
+    yield from _norms(attention.head_dim if per_head else queries, modules.query_norm)
     yield modules.output, (hidden, queries), "matrix"
-    yield from _norms(attention.head_dim, modules.query_norm)
+    if attention.output_bias:
+        yield bias_of(modules.output), (hidden,), "vector"
+    if modules.sinks is not None:
+        yield modules.sinks, (attention.n_heads,), "vector"
     yield from _norms(hidden, modules.after)
 
 
@@ -103,12 +119,18 @@ def _moe_slots(moe: Moe, hidden: int) -> Iterator[_Entry]:
     yield router.module, (moe.n_experts, hidden), "matrix"
     if router.norm is not None:
         yield router.norm, (hidden,), "vector"
-    if router.per_expert_scale is not None:
-        yield router.per_expert_scale, (moe.n_experts,), "vector"
+    bias = bias_of(router.module) if router.bias else None
+    for path in (router.per_expert_scale, router.selection_bias, bias):
+        if path is not None:
+            yield path, (moe.n_experts,), "vector"
     yield from _norms(hidden, moe.before, moe.after)
     yield moe.gate, (moe.n_experts, moe.width, hidden), "experts"
     yield moe.up, (moe.n_experts, moe.width, hidden), "experts"
     yield moe.down, (moe.n_experts, hidden, moe.width), "experts"
+    if moe.bias:
+        yield bias_of(moe.gate), (moe.n_experts, moe.width), "expert biases"
+        yield bias_of(moe.up), (moe.n_experts, moe.width), "expert biases"
+        yield bias_of(moe.down), (moe.n_experts, hidden), "expert biases"
 
 
 def _input_slots(inputs: LayerInputs, hidden: int) -> Iterator[_Entry]:
@@ -132,7 +154,7 @@ def read_weights(architecture: Architecture, checkpoint: Tensors, droppable: Ite
     used: set[str] = set()
     for slot in slots(architecture):
         value = stored(slot, checkpoint)
-        is_plain = slot.kind in ("norm", "vector")
+        is_plain = slot.kind in PLAIN_KINDS
         weights[slot.path] = np.ascontiguousarray(value, dtype=np.float32) if is_plain else value
         used.update((slot.tensor, f"{slot.path}.scales", f"{slot.path}.biases"))
     unused = sorted(name for name in set(checkpoint.tensors) - used if not _matches_any(name, droppable))
@@ -152,7 +174,7 @@ def _matches_any(name: str, patterns: Iterable[str]) -> bool:
 def stored(slot: Slot, checkpoint: Tensors) -> Any:
     """The weight as the checkpoint holds it, not read yet; `CheckpointError` if it is missing or of another shape."""
     _check_present(slot, checkpoint)
-    if slot.kind in ("norm", "vector"):
+    if slot.kind in PLAIN_KINDS:
         value = checkpoint.tensors[slot.tensor]
     else:
         value = checkpoint.packed(slot.path, slot.shape[-1])

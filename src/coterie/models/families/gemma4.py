@@ -33,11 +33,11 @@ from coterie.models.common import (
     check_top_k,
     norm_eps_of,
     refuse_if_set,
-    rope_of,
     size,
 )
 from coterie.models.family import Family
 from coterie.models.rope import default_rope, proportional_rope
+from coterie.models.rope_config import rope_of
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -210,7 +210,7 @@ def _key_value_heads(fields: Fields, own: Fields, *, full: bool) -> tuple[int, i
 
 def _rope(fields: Fields, kind: str, head_dim: int) -> Rope:
     if "rope_parameters" in fields:
-        return rope_of(fields, head_dim, kind)
+        return rope_of(fields, head_dim, kind, kinds=("default", "proportional"))
     return proportional_rope(1e6, head_dim, 0.25) if kind == _FULL else default_rope(1e4, head_dim)
 
 

@@ -14,10 +14,10 @@ from coterie.models.common import (
     check_top_k,
     norm_eps_of,
     refuse_if_set,
-    rope_of,
     size,
 )
 from coterie.models.family import Family
+from coterie.models.rope_config import rope_of
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:

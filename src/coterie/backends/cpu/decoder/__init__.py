@@ -4,8 +4,21 @@ The expert path (route, moe, glu) and products with packed matrices are the CPU 
 """
 
 from coterie.backends.cpu.decoder.attention import attend
-from coterie.backends.cpu.decoder.elementwise import rms_norm, rotary, softcap
+from coterie.backends.cpu.decoder.elementwise import clip, rms_norm, rotary, softcap
 from coterie.backends.cpu.decoder.matrices import embed, join, linear
 from coterie.backends.cpu.decoder.verbs import glu, moe, route, to_numpy
 
-__all__ = ["attend", "embed", "glu", "join", "linear", "moe", "rms_norm", "rotary", "route", "softcap", "to_numpy"]
+__all__ = [
+    "attend",
+    "clip",
+    "embed",
+    "glu",
+    "join",
+    "linear",
+    "moe",
+    "rms_norm",
+    "rotary",
+    "route",
+    "softcap",
+    "to_numpy",
+]

@@ -19,18 +19,31 @@ _SCORES = 1 << 21
 
 
 def attend(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: int | None, scale: float
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    start: int,
+    window: int | None,
+    scale: float,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:
+    sinks = _no_sinks(queries.shape[1]) if sinks is None else sinks
     if len(queries) != 1:
-        return _attend_many(queries, keys, values, start, window, scale)
+        return _attend_many(queries, keys, values, start, window, scale, sinks)
     out = np.empty_like(queries)
     first = 0 if window is None else max(0, start + 1 - window)
-    _attend_one(queries[0], keys, values, first, start + 1, np.float32(scale), out[0])
+    _attend_one(queries[0], keys, values, first, start + 1, np.float32(scale), sinks, out[0])
     return out
 
 
+@functools.cache
+def _no_sinks(n_heads: int) -> np.ndarray:
+    """Sinks that take no share of any softmax."""
+    return np.full(n_heads, -np.inf, np.float32)
+
+
 @functools.partial(njit, fastmath={"reassoc", "contract", "nsz"})
-def _attend_one(queries, keys, values, first, last, scale, out):
+def _attend_one(queries, keys, values, first, last, scale, sinks, out):
     """queries [Hq, D] see positions first ... last - 1; out [Hq, D]."""
     n_heads, dims = queries.shape
     n_kv_heads, capacity = keys.shape[0], keys.shape[1]
@@ -46,7 +59,7 @@ def _attend_one(queries, keys, values, first, last, scale, out):
                 scores[g, j] = total * scale
             slot = slot + 1 if slot + 1 < capacity else 0
         for g in range(group):
-            _softmax(scores[g])
+            _softmax(scores[g], sinks[kv_head * group + g])
         mixed = out[kv_head * group : (kv_head + 1) * group]
         mixed[:] = np.float32(0)
         slot = first % capacity
@@ -59,9 +72,9 @@ def _attend_one(queries, keys, values, first, last, scale, out):
 
 
 @njit
-def _softmax(scores):
-    highest = scores.max()
-    total = np.float32(0)
+def _softmax(scores, sink):
+    highest = max(scores.max(), sink)
+    total = np.float32(math.exp(sink - highest))
     for j in range(scores.size):
         scores[j] = np.float32(math.exp(scores[j] - highest))
         total += scores[j]
@@ -70,12 +83,19 @@ def _softmax(scores):
 
 
 def _attend_many(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: int | None, scale: float
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    start: int,
+    window: int | None,
+    scale: float,
+    sinks: np.ndarray,
 ) -> np.ndarray:
     n_tokens, n_heads, dims = queries.shape
     n_kv_heads = len(keys)
     group = n_heads // n_kv_heads
     out = np.empty((n_tokens, n_kv_heads, group, dims), np.float32)
+    by_kv_head = sinks.reshape(n_kv_heads, group, 1)
     grouped = (queries * np.float32(scale)).reshape(n_tokens, n_kv_heads, group, dims)
     begin = 0
     while begin < n_tokens:
@@ -86,7 +106,7 @@ def _attend_many(
             seen_keys = _positions(keys[kv_head], first, start + end)
             seen_values = _positions(values[kv_head], first, start + end)
             rows = np.ascontiguousarray(grouped[begin:end, kv_head]).reshape(-1, dims)
-            shares = _masked_softmax((rows @ seen_keys.T).reshape(end - begin, group, -1), hidden)
+            shares = _masked_softmax((rows @ seen_keys.T).reshape(end - begin, group, -1), hidden, by_kv_head[kv_head])
             mixed = shares.reshape(len(rows), -1) @ seen_values
             out[begin:end, kv_head] = mixed.reshape(end - begin, group, dims)
         begin = end
@@ -116,9 +136,11 @@ def _positions(store: np.ndarray, first: int, last: int) -> np.ndarray:
     return store[begin:end] if begin < end else np.concatenate((store[begin:], store[:end]))
 
 
-def _masked_softmax(scores: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def _masked_softmax(scores: np.ndarray, hidden: np.ndarray, sinks: np.ndarray) -> np.ndarray:
+    """Shares of scores [t, group, j] with sinks [group, 1] in every sum; in place."""
     np.copyto(scores, -np.inf, where=hidden)
-    scores -= scores.max(axis=-1, keepdims=True)
+    highest = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    scores -= highest
     np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
+    scores /= scores.sum(axis=-1, keepdims=True) + np.exp(sinks - highest)
     return scores

@@ -1,4 +1,4 @@
-"""RMS norm (Zhang and Sennrich, 2019), rotary embedding (Su et al., 2021) and the soft cap of logits, in f32."""
+"""RMS norm (Zhang and Sennrich, 2019), rotary embedding (Su et al., 2021), limits and soft caps, in f32."""
 
 import functools
 import math
@@ -35,22 +35,29 @@ def _rms_norm_rows(x, weight, eps, out):
             out[row, i] = x[row, i] * factor * weight[i]
 
 
-def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool = False) -> np.ndarray:
     out = np.ascontiguousarray(x, np.float32)
-    _rotate(out, cos, sin)
+    pairs = cos.shape[1]
+    # A pair is (i * step, i * step + apart).
+    step, apart = (2, 1) if interleaved else (1, pairs)
+    _rotate(out, cos, sin, step, apart)
     return out
 
 
 @njit
-def _rotate(x, cos, sin):
+def _rotate(x, cos, sin, step, apart):
     pairs = cos.shape[1]
     for token in range(x.shape[0]):
         for head in range(x.shape[1]):
             for i in range(pairs):
                 c, s = cos[token, i], sin[token, i]
-                first, second = x[token, head, i], x[token, head, i + pairs]
-                x[token, head, i] = first * c - second * s
-                x[token, head, i + pairs] = second * c + first * s
+                first, second = x[token, head, i * step], x[token, head, i * step + apart]
+                x[token, head, i * step] = first * c - second * s
+                x[token, head, i * step + apart] = second * c + first * s
+
+
+def clip(x: np.ndarray, limit: float) -> np.ndarray:
+    return np.clip(x, np.float32(-limit), np.float32(limit))
 
 
 def softcap(x: np.ndarray, cap: float) -> np.ndarray:
