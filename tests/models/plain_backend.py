@@ -14,6 +14,10 @@ class PlainBackend:
     def __init__(self) -> None:
         self._wide: dict[int, tuple[Any, np.ndarray]] = {}
 
+    @property
+    def row_by_row(self) -> "PlainBackend":
+        return self
+
     def _f64(self, weight: Any) -> np.ndarray:
         kept = self._wide.get(id(weight))
         if kept is None:

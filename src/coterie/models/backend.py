@@ -19,6 +19,14 @@ Weight = Packed | Array
 class Backend(Protocol):
     """The decoder's verbs; `coterie.backends.cpu.decoder` is the implementation on NumPy arrays."""
 
+    @property
+    def row_by_row(self) -> "Backend":
+        """The same verbs, each row of whose results has the bits that it has in a call of its own.
+
+        Otherwise the other rows of a call may change how a sum is ordered, and with it the last bits.
+        """
+        ...
+
     def embed(self, weight: Weight, ids: Sequence[int]) -> Array:
         """Rows `ids` of a [V, H] matrix as f32 [T, H]; only those rows are dequantised."""
         ...

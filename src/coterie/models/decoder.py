@@ -1,5 +1,6 @@
 """One decoder for every family: it reads an `Architecture`, holds the weights, and turns token ids into logits."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,15 @@ class Decoder:
         for segment in segments:
             segment.cache.length += len(segment.ids)
         return h
+
+    def row_by_row(self) -> "Decoder":
+        """This decoder, every row of whose passes has the bits that it would have in a pass of its own.
+
+        That is for decoding steps, in which each sequence has one row; with many rows it is slower.
+        """
+        twin = copy.copy(self)
+        twin.backend = self.backend.row_by_row
+        return twin
 
     def logits(self, hidden: Array) -> np.ndarray:
         """Logits [T, vocab_size] in f32, on the host, of rows that `hidden` returned."""

@@ -13,9 +13,10 @@ from coterie.models.decoder import Decoder
 from coterie.models.description import Description
 from coterie.models.fingerprint import fingerprint
 from coterie.models.observer import RoutingObserver
+from coterie.runtime.batch import MAX_BATCH_SIZE, MAX_SEATS, BatchStream
 from coterie.runtime.cache import KeyValueCache
 from coterie.runtime.generation import CHUNK, Continuation, Generation, Stream, chunks
-from coterie.runtime.request import Options, check_encodable, checked, checked_ids
+from coterie.runtime.request import Options, check_encodable, checked, checked_ids, checked_integer
 from coterie.runtime.sampling import check_finite
 from coterie.runtime.tokenizer import Tokenizer
 
@@ -105,19 +106,76 @@ class Model:
         `RequestError` for arguments that cannot be met, `NumericError` for logits that are not finite,
         `CapacityError` for a cache that is larger than the machine's memory.
         """
+        text = self._continuation(prompt, options)
+        check_memory(self._cache_bytes(text))
+        return Stream(self._decoder, text)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        each: Sequence[Options] | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        **options: Unpack[Options],
+    ) -> list[Generation]:
+        """Continue several prompts side by side, and return the whole texts in the order of the prompts.
+
+        The arguments are those of `stream_batch`.
+        """
+        stream = self.stream_batch(prompts, each=each, max_batch_size=max_batch_size, **options)
+        for _ in stream:
+            pass
+        return stream.generations
+
+    def stream_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        each: Sequence[Options] | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        **options: Unpack[Options],
+    ) -> BatchStream:
+        """Continue several prompts side by side, in pieces of text as they come; its `generations` have the rest.
+
+        At most max_batch_size texts are under way; the next one begins when one ends. The options, those of `stream`,
+        hold for every prompt; `each` has options for the single prompts, which go before these. A text is the same that
+        `stream` gives for its prompt and options, to the bit.
+
+        The errors are those of `stream`, and say which prompt it is.
+        """
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+            raise RequestError("prompts is no sequence of prompts, expected a list of them", code="request_prompts")
+        if each is not None and len(each) != len(prompts):
+            raise RequestError(
+                f"each has options for {len(each)} prompts, expected {len(prompts)}, as many as there are prompts",
+                code="request_each",
+            )
+        size = checked_integer("max_batch_size", max_batch_size, 1, MAX_SEATS, "seats of a batch")
+        texts = []
+        for index, prompt in enumerate(prompts):
+            own = {} if each is None else each[index]
+            try:
+                if not isinstance(own, Mapping):
+                    raise RequestError(f"each has {own!r}, expected a mapping of options", code="request_each")
+                texts.append(self._continuation(prompt, {**options, **own}))
+            except RequestError as error:
+                raise RequestError(f"prompt {index}: {error}", code=error.code) from error
+        check_memory(sum(sorted(map(self._cache_bytes, texts))[-size:]))
+        return BatchStream(self._decoder, texts, size)
+
+    def _continuation(self, prompt: Any, options: Mapping[str, Any]) -> Continuation:
         architecture = self._decoder.architecture
         request = checked(options, vocab_size=architecture.vocab_size, context_length=architecture.context_length)
-        ids = self._prompt_ids(prompt)
-        n_positions = min(len(ids) + request.max_tokens, architecture.context_length)
-        check_memory(KeyValueCache.nbytes_for(architecture, chunk=CHUNK, limit=n_positions))
-        text = Continuation(
+        return Continuation(
             self.tokenizer,
-            ids,
+            self._prompt_ids(prompt),
             request,
             context_length=architecture.context_length,
             load_seconds=self._load_seconds,
         )
-        return Stream(self._decoder, text)
+
+    def _cache_bytes(self, text: Continuation) -> int:
+        return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         architecture = self._decoder.architecture

@@ -123,7 +123,7 @@ def checked_ids(token_ids: Any, vocab_size: int, context_length: int, what: str 
 
 
 def _whole(name: str, low: int, high: int, high_is: str) -> Callable[[Any], int]:
-    return lambda value: _integer(name, value, low, high, high_is)
+    return lambda value: checked_integer(name, value, low, high, high_is)
 
 
 def _real(name: str, low: float, high: float, expected: str) -> Callable[[Any], float]:
@@ -134,7 +134,8 @@ def _optional(check: Callable[[Any], int]) -> Callable[[Any], int | None]:
     return lambda value: None if value is None else check(value)
 
 
-def _integer(name: str, value: Any, low: int, high: int, high_is: str) -> int:
+def checked_integer(name: str, value: Any, low: int, high: int, high_is: str) -> int:
+    """`value` as an int from low to high, which is what `high_is` says; `RequestError` with the name for any other."""
     expected = f"an integer from {low} to {high} ({high_is})"
     if isinstance(value, bool):
         raise _refused(name, value, expected)
@@ -166,7 +167,7 @@ def _biases(logit_bias: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
         raise _refused("logit_bias", logit_bias, "a mapping of token ids to numbers")
     biases = {}
     for key, value in logit_bias.items():
-        token_id = _integer("logit_bias", key, 0, vocab_size - 1, "token ids of the vocabulary")
+        token_id = checked_integer("logit_bias", key, 0, vocab_size - 1, "token ids of the vocabulary")
         is_ban = isinstance(value, float) and value == -math.inf
         biases[token_id] = value if is_ban else _number(f"logit_bias[{token_id}]", value, -MAX_SHIFT, MAX_SHIFT, _BIAS)
     if len(biases) == vocab_size and max(biases.values()) == -math.inf:

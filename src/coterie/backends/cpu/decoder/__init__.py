@@ -8,6 +8,8 @@ from coterie.backends.cpu.decoder.elementwise import clip, rms_norm, rotary, sof
 from coterie.backends.cpu.decoder.matrices import embed, join, linear
 from coterie.backends.cpu.decoder.verbs import glu, moe, route, to_numpy
 
+from coterie.backends.cpu.decoder import row_by_row  # isort: skip (it takes the verbs from here)
+
 __all__ = [
     "attend",
     "clip",
@@ -19,6 +21,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "route",
+    "row_by_row",
     "softcap",
     "to_numpy",
 ]

@@ -1,0 +1,87 @@
+"""Several generations side by side: each decoding step is one pass, which reads the weights once for all of them.
+
+A text takes a seat when one is free and leaves it when it ends. It reads its prompt by itself, in the parts that it
+would have alone, and a step computes each row as if it were alone: so every text is what it would be by itself, to the
+bit, whoever sits beside it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.models.decoder import Decoder, Segment
+from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.generation import Continuation, FinishReason, Generation, cache_for, prefill
+
+MAX_BATCH_SIZE = 8
+"""Texts side by side unless a caller says otherwise."""
+
+MAX_SEATS = 4096
+"""More has no use: a step's time then grows with every seat."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPiece:
+    """Some more of the text at `index` among the prompts; finish_reason is None until the text ends.
+
+    The text is empty only where it ended without another character.
+    """
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    index: int
+    text: Continuation
+    cache: KeyValueCache
+
+
+class BatchStream:
+    """Generations under way: iterate over it once for pieces of any of the texts, as they come.
+
+    `generations` tells at any time what has been made, in the order of the prompts.
+    """
+
+    def __init__(self, decoder: Decoder, texts: Sequence[Continuation], max_batch_size: int) -> None:
+        self._decoder = decoder
+        self._texts = texts
+        self._max_batch_size = max_batch_size
+        self._running = self._run()
+
+    def __iter__(self) -> Iterator[BatchPiece]:
+        return self._running
+
+    @property
+    def generations(self) -> list[Generation]:
+        """What has been made so far; after the last piece, the whole texts."""
+        return [text.generation for text in self._texts]
+
+    def _run(self) -> Iterator[BatchPiece]:
+        requested, steps = time.perf_counter(), self._decoder.row_by_row()
+        waiting, seats = deque(enumerate(self._texts)), list[_Seat]()
+        while waiting or seats:
+            while waiting and len(seats) < self._max_batch_size:
+                index, text = waiting.popleft()
+                text.begin(requested)
+                seat = _Seat(index, text, cache_for(self._decoder, text))
+                yield from _take([seat], prefill(self._decoder, text.prompt_ids, seat.cache))
+                if text.finish_reason is None:
+                    seats.append(seat)
+            if seats:
+                segments = [Segment(seat.text.token_ids[-1:], seat.cache) for seat in seats]
+                yield from _take(seats, steps.logits(steps.hidden_of(segments)))
+                seats = [seat for seat in seats if seat.text.finish_reason is None]
+
+
+def _take(seats: Sequence[_Seat], logits: np.ndarray) -> Iterator[BatchPiece]:
+    """Each seat takes its row of logits [B, V]."""
+    for seat, row in zip(seats, logits, strict=True):
+        piece = BatchPiece(seat.index, seat.text.take(row), seat.text.finish_reason)
+        if piece.text or piece.finish_reason is not None:
+            yield piece
