@@ -30,9 +30,10 @@ if TYPE_CHECKING:
         route,
         weighted_sum,
     )
-    from coterie.runtime import Generation, Model, load, warmup
+    from coterie.runtime import ChatTemplate, Generation, Model, load, warmup
 
 __all__ = [
+    "ChatTemplate",
     "CoterieError",
     "Experts",
     "Generation",
@@ -63,6 +64,7 @@ _ROOMS = {
     "Packed": "coterie.formats",
     "Experts": "coterie.moe",
     "moe": "coterie.moe",
+    "ChatTemplate": "coterie.runtime",
     "Generation": "coterie.runtime",
     "Model": "coterie.runtime",
     "load": "coterie.runtime",

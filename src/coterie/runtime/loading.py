@@ -12,6 +12,7 @@ from coterie.models.description import describe as describe_checkpoint
 from coterie.models.families import family_of
 from coterie.models.weights import read_weights
 from coterie.ops import dispatch
+from coterie.runtime.chat_template import read_chat_template
 from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import read_tokenizer
 
@@ -37,7 +38,9 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Mod
         tokenizer = read_tokenizer(checkpoint, architecture.vocab_size)
         description = describe_checkpoint(architecture, checkpoint)
         decoder = Decoder(architecture, weights, backend)
-        return Model(decoder, tokenizer, checkpoint.config, description, load_seconds=time.perf_counter() - started)
+        chat_template = read_chat_template(checkpoint)
+        seconds = time.perf_counter() - started
+        return Model(decoder, tokenizer, checkpoint.config, description, chat_template, load_seconds=seconds)
 
 
 def describe(path_or_repo: str | Path | None = None) -> Description:

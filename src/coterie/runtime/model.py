@@ -8,14 +8,16 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from coterie.errors import CapacityError, RequestError
+from coterie.errors import CapacityError, RequestError, UnsupportedError
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
 from coterie.models.fingerprint import fingerprint
 from coterie.models.observer import RoutingObserver
 from coterie.runtime.batch import MAX_BATCH_SIZE, MAX_SEATS, BatchStream
 from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.chat_template import ChatTemplate
 from coterie.runtime.generation import CHUNK, Continuation, Generation, Stream, chunks
+from coterie.runtime.messages import Messages
 from coterie.runtime.request import Options, check_encodable, checked, checked_ids, checked_integer
 from coterie.runtime.sampling import check_finite
 from coterie.runtime.tokenizer import Tokenizer
@@ -24,7 +26,8 @@ from coterie.runtime.tokenizer import Tokenizer
 class Model:
     """A model in memory. It keeps no state between calls, so several threads may use one.
 
-    config: the checkpoint's config.json as it is. tokenizer: text to token ids and back.
+    config: the checkpoint's config.json as it is. tokenizer: text to token ids and back. chat_template: messages to
+    text, or None for a model that has none.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class Model:
         tokenizer: Tokenizer,
         config: Mapping[str, Any],
         description: Description,
+        chat_template: ChatTemplate | None = None,
         *,
         load_seconds: float = 0.0,
     ) -> None:
         """Made by `load`."""
         self.config = config
         self.tokenizer = tokenizer
+        self.chat_template = chat_template
         self._decoder = decoder
         self._description = description
         self._load_seconds = load_seconds
@@ -176,6 +181,40 @@ class Model:
 
     def _cache_bytes(self, text: Continuation) -> int:
         return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
+
+    def chat(self, messages: Messages, **options: Unpack[Options]) -> Generation:
+        """The reply to a conversation; `messages` as in `apply_chat_template`, the options those of `stream`."""
+        return self.generate(self.apply_chat_template(messages), **options)
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids of a conversation, a prompt for `generate` and `stream`; arguments and errors of
+        `ChatTemplate.render`, and an `UnsupportedError` for a model without a template.
+
+        As in transformers, special tokens are recognised wherever they are spelled in the rendered text, so in the
+        messages too; and nothing is put around the text, for the template itself writes the first token.
+        """
+        if self.chat_template is None:
+            raise UnsupportedError(
+                "this model has no chat template, expected chat_template.jinja or a chat_template in "
+                "tokenizer_config.json; it continues texts: use generate or stream, or add its template",
+                code="no_chat_template",
+            )
+        text = self.chat_template.render(
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+        return self.tokenizer.encode(text, special_tokens=True, add_special_tokens=False)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         architecture = self._decoder.architecture

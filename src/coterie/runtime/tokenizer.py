@@ -33,15 +33,16 @@ class Tokenizer:
         self._encoding = threading.Lock()
         self._check_ids(where)
 
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, *, special_tokens: bool = False, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with what the tokenizer puts around a text (a beginning-of-text token).
 
         special_tokens: a special token spelled out in `text` becomes that token; by default it stays text.
+        add_special_tokens: False puts nothing around it, for a text that has everything already.
         """
         check_encodable("text", text)
         with self._encoding:
             self._inner.encode_special_tokens = not special_tokens
-            return list(self._inner.encode(text, add_special_tokens=True).ids)
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
@@ -168,19 +169,27 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _named_eos(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
     """The id of `eos_token` in tokenizer_config.json, which is a text or an object with the text as its `content`."""
-    name = "tokenizer_config.json"
+    named = read_lenient_object(checkpoint, "tokenizer_config.json").get("eos_token")
+    if isinstance(named, Mapping):
+        named = named.get("content")
+    return tokenizer.id_of(named) if isinstance(named, str) else None
+
+
+def read_lenient_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The object in a file of the tokenizer's, empty if there is no file; `ConfigError` if it is no JSON object.
+
+    Read leniently: these files are full of numbers of 30 digits ("no limit"), and only texts are wanted from them.
+    """
     content = checkpoint.read_member(name)
     try:
-        # Read leniently: these files are full of numbers of 30 digits ("no limit"), and only one text is wanted here.
         value = {} if content is None else json.loads(content)
     except (ValueError, RecursionError) as cause:
         raise ConfigError(
             f"{checkpoint.path / name}: found broken JSON; fetch it again", code="config_not_json"
         ) from cause
-    named = value.get("eos_token") if isinstance(value, Mapping) else None
-    if isinstance(named, Mapping):
-        named = named.get("content")
-    return tokenizer.id_of(named) if isinstance(named, str) else None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{checkpoint.path / name}: found no JSON object, expected one", code="config_type")
+    return value
 
 
 def _checked_eos(value: Any, vocab_size: int, where: str) -> list[int]:
