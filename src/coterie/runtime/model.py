@@ -168,20 +168,6 @@ class Model:
         check_memory(sum(sorted(map(self._cache_bytes, texts))[-size:]))
         return BatchStream(self._decoder, texts, size)
 
-    def _continuation(self, prompt: Any, options: Mapping[str, Any]) -> Continuation:
-        architecture = self._decoder.architecture
-        request = checked(options, vocab_size=architecture.vocab_size, context_length=architecture.context_length)
-        return Continuation(
-            self.tokenizer,
-            self._prompt_ids(prompt),
-            request,
-            context_length=architecture.context_length,
-            load_seconds=self._load_seconds,
-        )
-
-    def _cache_bytes(self, text: Continuation) -> int:
-        return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
-
     def chat(self, messages: Messages, **options: Unpack[Options]) -> Generation:
         """The reply to a conversation; `messages` as in `apply_chat_template`, the options those of `stream`."""
         return self.generate(self.apply_chat_template(messages), **options)
@@ -215,6 +201,20 @@ class Model:
             variables=variables,
         )
         return self.tokenizer.encode(text, special_tokens=True, add_special_tokens=False)
+
+    def _continuation(self, prompt: Any, options: Mapping[str, Any]) -> Continuation:
+        architecture = self._decoder.architecture
+        request = checked(options, vocab_size=architecture.vocab_size, context_length=architecture.context_length)
+        return Continuation(
+            self.tokenizer,
+            self._prompt_ids(prompt),
+            request,
+            context_length=architecture.context_length,
+            load_seconds=self._load_seconds,
+        )
+
+    def _cache_bytes(self, text: Continuation) -> int:
+        return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         architecture = self._decoder.architecture
