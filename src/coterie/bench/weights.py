@@ -49,22 +49,42 @@ def random_bytes(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return words.view(np.uint8).reshape(shape)
 
 
-def affine_scale(rng: np.random.Generator, bits: int, n_inputs: int, size: int) -> np.ndarray:
-    """f32 [size] scales of random magnitude and sign for uniform codes of `bits` bits in rows of `n_inputs`."""
-    spread = math.sqrt((4.0**bits - 1) / 12)
-    magnitude = rng.uniform(0.6, 1.4, size).astype(np.float32) / np.float32(spread * math.sqrt(n_inputs))
+def affine_scale(
+    rng: np.random.Generator, bits: int, n_inputs: int, size: int, spread: float | None = None
+) -> np.ndarray:
+    """f32 [size] scales of random magnitude and sign for uniform codes of `bits` bits, so that weights have a standard
+    deviation near `spread`: 1 / sqrt(n_inputs) if not given.
+    """
+    of_codes = math.sqrt((4.0**bits - 1) / 12)
+    wanted = 1 / math.sqrt(n_inputs) if spread is None else spread
+    magnitude = rng.uniform(0.6, 1.4, size).astype(np.float32) * np.float32(wanted / of_codes)
     return np.asarray(magnitude * rng.choice(np.array([-1, 1], np.float32), size))
 
 
-def random_packed(rng: np.random.Generator, n_experts: int, n_rows: int, n_inputs: int, fmt: Format) -> Packed:
-    """A random stack [E, N, K] with bf16 scales and biases (affine) or E8M0 scales."""
+def random_packed(
+    rng: np.random.Generator,
+    n_experts: int,
+    n_rows: int,
+    n_inputs: int,
+    fmt: Format,
+    *,
+    spread: float | None = None,
+    whole_offsets: bool = False,
+) -> Packed:
+    """A random stack [E, N, K] with bf16 scales and biases (affine) or E8M0 scales.
+
+    whole_offsets: the bias of an affine group is -2^(bits - 1) scales exactly, the zero of signed codes; otherwise the
+    middle of all codes.
+    """
     codes = random_bytes(rng, n_experts, n_rows, 4 * fmt.words(n_inputs)).view(np.uint32)
     choice = rng.integers(0, _TABLE, (n_experts, n_rows, fmt.n_groups(n_inputs)), np.uint16)
     if fmt.mode == "affine":
-        table = affine_scale(rng, fmt.bits, n_inputs, _TABLE).astype(bfloat16)
-        offsets = (-table.astype(np.float32) * ((1 << fmt.bits) - 1) / 2).astype(bfloat16)
+        table = affine_scale(rng, fmt.bits, n_inputs, _TABLE, spread).astype(bfloat16)
+        middle = 1 << (fmt.bits - 1) if whole_offsets else ((1 << fmt.bits) - 1) / 2
+        offsets = (-table.astype(np.float32) * middle).astype(bfloat16)
         return Packed(codes, table[choice], offsets[choice], fmt.bits, fmt.group_size, fmt.mode)
-    exponent = 127 + round(-math.log2(_E2M1_RMS * math.sqrt(n_inputs)))
+    wanted = 1 / math.sqrt(n_inputs) if spread is None else spread
+    exponent = 127 + round(math.log2(wanted / _E2M1_RMS))
     table = (exponent + rng.integers(-1, 2, _TABLE)).astype(np.uint8)
     return Packed(codes, table[choice], None, fmt.bits, fmt.group_size, fmt.mode)
 
