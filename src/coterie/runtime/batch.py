@@ -14,7 +14,8 @@ import numpy as np
 
 from coterie.models.decoder import Decoder, Segment
 from coterie.runtime.cache import KeyValueCache
-from coterie.runtime.generation import Continuation, FinishReason, Generation, cache_for, prefill
+from coterie.runtime.generation import Continuation, FinishReason, Generation, cache_for, read_prompt
+from coterie.runtime.prompt_cache import PromptCache
 
 MAX_BATCH_SIZE = 8
 """Texts side by side unless a caller says otherwise."""
@@ -48,10 +49,17 @@ class BatchStream:
     `generations` tells at any time what has been made, in the order of the prompts.
     """
 
-    def __init__(self, decoder: Decoder, texts: Sequence[Continuation], max_batch_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        texts: Sequence[Continuation],
+        max_batch_size: int,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
         self._decoder = decoder
         self._texts = texts
         self._max_batch_size = max_batch_size
+        self._prompt_cache = prompt_cache
         self._running = self._run()
 
     def __iter__(self) -> Iterator[BatchPiece]:
@@ -69,14 +77,18 @@ class BatchStream:
             while waiting and len(seats) < self._max_batch_size:
                 index, text = waiting.popleft()
                 text.begin(requested)
-                seat = _Seat(index, text, cache_for(self._decoder, text))
-                yield from _take([seat], prefill(self._decoder, text.prompt_ids, seat.cache))
+                seat = _Seat(index, text, self._cache(text))
+                yield from _take([seat], read_prompt(self._decoder, text, seat.cache))
                 if text.finish_reason is None:
                     seats.append(seat)
             if seats:
                 segments = [Segment(seat.text.token_ids[-1:], seat.cache) for seat in seats]
                 yield from _take(seats, steps.logits(steps.hidden_of(segments)))
                 seats = [seat for seat in seats if seat.text.finish_reason is None]
+
+    def _cache(self, text: Continuation) -> KeyValueCache:
+        shared = self._prompt_cache
+        return cache_for(self._decoder, text) if shared is None else shared.fork(text.prompt_ids)
 
 
 def _take(seats: Sequence[_Seat], logits: np.ndarray) -> Iterator[BatchPiece]:

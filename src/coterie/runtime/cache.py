@@ -3,6 +3,9 @@
 A store is f32 [Hkv, capacity, D], and position p stands at slot p % capacity. A full store grows before it would wrap.
 A sliding window's store stops growing at window + chunk - 1 slots: when a chunk has just been appended, the keys that
 its first query sees are still there.
+
+A cache can be taken back to an earlier length as long as every layer still has what the next token sees: always where
+nothing was overwritten, and by some tokens where a window's ring has wrapped.
 """
 
 from collections.abc import Sequence
@@ -11,6 +14,9 @@ import numpy as np
 
 from coterie.errors import CapacityError
 from coterie.models.architecture import Architecture, Attention
+
+CHUNK = 512
+"""Tokens of a prompt that pass through the decoder together: enough to use each expert's matrices for many rows."""
 
 _FIRST = 64
 """Slots of a new store; short generations never grow beyond it."""
@@ -22,7 +28,7 @@ class LayerStore:
     def __init__(self, n_heads: int, head_dim: int, limit: int) -> None:
         """At most `limit` positions are kept."""
         self._limit = limit
-        self._length = 0
+        self._length = self._oldest = 0
         self._keys = np.empty((n_heads, min(_FIRST, limit), head_dim), np.float32)
         self._values = np.empty_like(self._keys)
 
@@ -37,8 +43,33 @@ class LayerStore:
             by_head = new.transpose(1, 0, 2)
             store[:, begin : begin + before_wrap] = by_head[:, :before_wrap]
             store[:, : len(keys) - before_wrap] = by_head[:, before_wrap:]
-        self._length = end
+        self._length, self._oldest = end, max(self._oldest, end - self.capacity)
         return self._keys, self._values
+
+    @property
+    def oldest(self) -> int:
+        """The first position that has not been overwritten; all from there on are kept."""
+        return self._oldest
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self._length = min(self._length, length)
+
+    def kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the keys and values from position `oldest` on, in order: [Hkv, n, D] each."""
+        slots = np.arange(self._oldest, self._length) % self.capacity
+        return self._keys[:, slots], self._values[:, slots]
+
+    def restore(self, keys: np.ndarray, values: np.ndarray, length: int) -> None:
+        """Take over what `kept` of another store gave, [Hkv, n, D], when it had `length` positions."""
+        n_kept = min(keys.shape[1], self._limit)
+        self._length, self._oldest = 0, length - n_kept
+        if self.capacity < min(length, self._limit):
+            self._grow(min(length, self._limit))
+        self._length = length
+        slots = np.arange(self._oldest, length) % self.capacity
+        for store, old in ((self._keys, keys), (self._values, values)):
+            store[:, slots] = old[:, old.shape[1] - n_kept :]
 
     @property
     def stores(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +105,7 @@ class KeyValueCache:
             else:
                 stores.append(stores[a.shares])
         self.layers: Sequence[LayerStore] = stores
+        self._windows = [layer.attention.window for layer in architecture.layers]
 
     def check_room(self, n_tokens: int) -> None:
         """`CapacityError` if so many more tokens do not fit."""
@@ -83,6 +115,30 @@ class KeyValueCache:
                 "prompt or ask for fewer tokens",
                 code="cache_full",
             )
+
+    def can_rewind(self, length: int) -> bool:
+        """Whether every layer still has all that the token after the first `length` sees."""
+        if not 0 <= length <= self.length:
+            return False
+        first = [0 if window is None else max(0, length + 1 - window) for window in self._windows]
+        return all(store.oldest <= position for store, position in zip(self.layers, first, strict=True))
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens from `length` on; also those of a pass that was broken off, which some layers have."""
+        assert self.can_rewind(length)
+        self.length = length
+        for store in self.layers:
+            store.rewind(length)
+
+    @property
+    def own_layers(self) -> dict[int, LayerStore]:
+        """The stores by layer, without the layers that share another's."""
+        return {index: store for index, store in enumerate(self.layers) if store not in self.layers[:index]}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stores as they are now."""
+        return sum(part.nbytes for store in self.own_layers.values() for part in store.stores)
 
     @staticmethod
     def nbytes_for(architecture: Architecture, *, chunk: int, limit: int) -> int:

@@ -8,15 +8,13 @@ from typing import Literal
 import numpy as np
 
 from coterie.models.decoder import Decoder
-from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.cache import CHUNK, KeyValueCache
 from coterie.runtime.logprobs import TokenLogprob
+from coterie.runtime.prompt_cache import PromptCache
 from coterie.runtime.request import Request
 from coterie.runtime.sampling import Sampler
 from coterie.runtime.stopping import StopWatch
 from coterie.runtime.tokenizer import Tokenizer
-
-CHUNK = 512
-"""Tokens of a prompt that pass through the decoder together: enough to use each expert's matrices for many rows."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -29,7 +27,7 @@ class Generation:
     finish_reason: "stop" at an end-of-text token or a stop string, "length" at max_tokens or at the end of the context,
     None while there is more to come. timings in seconds: load (of the model), prefill (the prompt's pass), first_token
     (from the request to the first token) and decode (from the first token to the last). logprobs: one record for each
-    token, if they were asked for.
+    token, if they were asked for. n_cached_tokens: tokens of the prompt that a prompt cache had and that were not read.
     """
 
     text: str
@@ -38,11 +36,12 @@ class Generation:
     n_prompt_tokens: int
     timings: dict[str, float]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    n_cached_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of the prompt's pass; 0 before it is over."""
-        return _rate(self.n_prompt_tokens, self.timings["prefill"])
+        """Speed of the prompt's pass, without what a cache had; 0 before it is over."""
+        return _rate(self.n_prompt_tokens - self.n_cached_tokens, self.timings["prefill"])
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,6 +85,7 @@ class Continuation:
         load_seconds: float = 0.0,
     ) -> None:
         self.prompt_ids = prompt_ids
+        self.n_cached_tokens = 0
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._request = request
@@ -135,6 +135,7 @@ class Continuation:
             finish_reason=self.finish_reason,
             n_prompt_tokens=len(self.prompt_ids),
             timings=dict(self._timings),
+            n_cached_tokens=self.n_cached_tokens,
             logprobs=None if self._request.logprobs is None else tuple(self._sampler.logprobs),
         )
 
@@ -152,9 +153,10 @@ class Continuation:
 class Stream:
     """A generation under way: iterate over it once for its pieces of text, and look at `generation` at any time."""
 
-    def __init__(self, decoder: Decoder, continuation: Continuation) -> None:
+    def __init__(self, decoder: Decoder, continuation: Continuation, prompt_cache: PromptCache | None = None) -> None:
         self._decoder = decoder
         self._continuation = continuation
+        self._prompt_cache = prompt_cache
         self._running = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -167,20 +169,30 @@ class Stream:
 
     def _run(self) -> Iterator[str]:
         """Pieces of text, none of them empty, as soon as it is certain that they belong to it."""
-        text = self._continuation
+        text, kept = self._continuation, self._prompt_cache
         text.begin()
-        cache = cache_for(self._decoder, text)
-        logits = prefill(self._decoder, text.prompt_ids, cache)
-        while True:
-            piece = text.take(logits[0])
-            if piece:
-                yield piece
-            if text.finish_reason is not None:
-                return
-            logits = self._decoder.logits(self._decoder.hidden(text.token_ids[-1:], cache))
+        cache = cache_for(self._decoder, text) if kept is None else kept.take(text.prompt_ids)
+        try:
+            logits = read_prompt(self._decoder, text, cache)
+            while True:
+                piece = text.take(logits[0])
+                if piece:
+                    yield piece
+                if text.finish_reason is not None:
+                    return
+                logits = self._decoder.logits(self._decoder.hidden(text.token_ids[-1:], cache))
+        finally:
+            if kept is not None:
+                kept.put(cache, [*text.prompt_ids, *text.token_ids])
 
 
 def cache_for(decoder: Decoder, text: Continuation) -> KeyValueCache:
     """An empty cache for a prompt and what is to follow it."""
     chunk = min(CHUNK, len(text.prompt_ids))
     return KeyValueCache(decoder.architecture, chunk=chunk, limit=text.n_positions)
+
+
+def read_prompt(decoder: Decoder, text: Continuation, cache: KeyValueCache) -> np.ndarray:
+    """`prefill` of what the cache does not have of the prompt yet."""
+    text.n_cached_tokens = cache.length
+    return prefill(decoder, text.prompt_ids[cache.length :], cache)

@@ -14,10 +14,11 @@ from coterie.models.description import Description
 from coterie.models.fingerprint import fingerprint
 from coterie.models.observer import RoutingObserver
 from coterie.runtime.batch import MAX_BATCH_SIZE, MAX_SEATS, BatchStream
-from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.cache import CHUNK, KeyValueCache
 from coterie.runtime.chat_template import ChatTemplate
-from coterie.runtime.generation import CHUNK, Continuation, Generation, Stream, chunks
+from coterie.runtime.generation import Continuation, Generation, Stream, chunks
 from coterie.runtime.messages import Messages
+from coterie.runtime.prompt_cache import PromptCache
 from coterie.runtime.request import Options, check_encodable, checked, checked_ids, checked_integer
 from coterie.runtime.sampling import check_finite
 from coterie.runtime.tokenizer import Tokenizer
@@ -92,14 +93,22 @@ class Model:
         for chunk in chunks(ids, cache.chunk):
             yield cache.length, self._decoder.hidden(chunk, cache, observer)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generation:
-        """Continue `prompt`, a text or token ids, and return the whole. The options are those of `stream`."""
-        stream = self.stream(prompt, **options)
+    def prompt_cache(self) -> PromptCache:
+        """An empty cache for generations to share what their prompts begin with: `generate(prompt, cache=cache)`."""
+        return PromptCache(self._decoder.architecture, self.fingerprint)
+
+    def generate(
+        self, prompt: str | Sequence[int], *, cache: PromptCache | None = None, **options: Unpack[Options]
+    ) -> Generation:
+        """Continue `prompt`, a text or token ids, and return the whole. The arguments are those of `stream`."""
+        stream = self.stream(prompt, cache=cache, **options)
         for _ in stream:
             pass
         return stream.generation
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Stream:
+    def stream(
+        self, prompt: str | Sequence[int], *, cache: PromptCache | None = None, **options: Unpack[Options]
+    ) -> Stream:
         """Continue `prompt` in pieces of text; the stream's `generation` has the rest.
 
         options: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
@@ -108,12 +117,14 @@ class Model:
         The text ends before the first of the stop strings, at an end-of-text token, after max_tokens, or where the
         model's context ends. Special tokens that are spelled out in a text prompt stay text; give ids to place them.
 
+        cache: what it has of the prompt's beginning is not read again, and it has this prompt and text afterwards.
+
         `RequestError` for arguments that cannot be met, `NumericError` for logits that are not finite,
         `CapacityError` for a cache that is larger than the machine's memory.
         """
         text = self._continuation(prompt, options)
         check_memory(self._cache_bytes(text))
-        return Stream(self._decoder, text)
+        return Stream(self._decoder, text, self._own(cache))
 
     def generate_batch(
         self,
@@ -121,13 +132,14 @@ class Model:
         *,
         each: Sequence[Options] | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
+        cache: PromptCache | None = None,
         **options: Unpack[Options],
     ) -> list[Generation]:
         """Continue several prompts side by side, and return the whole texts in the order of the prompts.
 
         The arguments are those of `stream_batch`.
         """
-        stream = self.stream_batch(prompts, each=each, max_batch_size=max_batch_size, **options)
+        stream = self.stream_batch(prompts, each=each, max_batch_size=max_batch_size, cache=cache, **options)
         for _ in stream:
             pass
         return stream.generations
@@ -138,13 +150,14 @@ class Model:
         *,
         each: Sequence[Options] | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
+        cache: PromptCache | None = None,
         **options: Unpack[Options],
     ) -> BatchStream:
         """Continue several prompts side by side, in pieces of text as they come; its `generations` have the rest.
 
         At most max_batch_size texts are under way; the next one begins when one ends. The options, those of `stream`,
         hold for every prompt; `each` has options for the single prompts, which go before these. A text is the same that
-        `stream` gives for its prompt and options, to the bit.
+        `stream` gives for its prompt and options, to the bit. A `cache` is read and not changed.
 
         The errors are those of `stream`, and say which prompt it is.
         """
@@ -166,11 +179,11 @@ class Model:
             except RequestError as error:
                 raise RequestError(f"prompt {index}: {error}", code=error.code) from error
         check_memory(sum(sorted(map(self._cache_bytes, texts))[-size:]))
-        return BatchStream(self._decoder, texts, size)
+        return BatchStream(self._decoder, texts, size, self._own(cache))
 
-    def chat(self, messages: Messages, **options: Unpack[Options]) -> Generation:
-        """The reply to a conversation; `messages` as in `apply_chat_template`, the options those of `stream`."""
-        return self.generate(self.apply_chat_template(messages), **options)
+    def chat(self, messages: Messages, *, cache: PromptCache | None = None, **options: Unpack[Options]) -> Generation:
+        """The reply to a conversation; `messages` as in `apply_chat_template`, the others are those of `stream`."""
+        return self.generate(self.apply_chat_template(messages), cache=cache, **options)
 
     def apply_chat_template(
         self,
@@ -212,6 +225,14 @@ class Model:
             context_length=architecture.context_length,
             load_seconds=self._load_seconds,
         )
+
+    def _own(self, cache: Any) -> PromptCache | None:
+        if cache is not None and (not isinstance(cache, PromptCache) or cache.model != self.fingerprint):
+            raise RequestError(
+                f"cache is {cache!r}, expected a prompt cache of this model; make one with its `prompt_cache()`",
+                code="request_cache",
+            )
+        return cache
 
     def _cache_bytes(self, text: Continuation) -> int:
         return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
