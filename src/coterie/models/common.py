@@ -49,6 +49,16 @@ def check_top_k(fields: Fields, key: str, top_k: int, n_experts: int) -> None:
         raise fields.error(key, f"at most the number of experts, {n_experts}")
 
 
+def check_groups(
+    fields: Fields, n_experts: int, top_k: int, n_groups: int, top_groups: int, *, smallest: int = 1
+) -> None:
+    """Experts divide into groups of at least `smallest`, and the best `top_groups` of them hold the `top_k`."""
+    if n_experts % n_groups or (n_groups > 1 and n_experts // n_groups < smallest):
+        raise fields.error("n_group", f"groups of equal size, at least {smallest}, of {n_experts} experts")
+    if top_groups > n_groups or top_k > top_groups * (n_experts // n_groups):
+        raise fields.error("topk_group", f"up to {n_groups} groups that hold num_experts_per_tok, {top_k}, experts")
+
+
 def refuse_if_set(fields: Fields, key: str, what: str) -> None:
     """`UnsupportedError` if the key has any value but null, false or 0."""
     if key in fields and fields.values[key] not in (False, 0):

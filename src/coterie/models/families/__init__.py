@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.errors import ConfigError, UnsupportedError
-from coterie.models.families import gemma4, qwen3_moe
+from coterie.models.families import gemma4, glm4_moe, mixtral, olmoe, qwen3_moe
 from coterie.models.family import Family
 
-_FAMILIES: tuple[Family, ...] = (gemma4.FAMILY, qwen3_moe.FAMILY)
+_FAMILIES: tuple[Family, ...] = (
+    gemma4.FAMILY,
+    glm4_moe.FAMILY,
+    mixtral.FAMILY,
+    olmoe.FAMILY,
+    qwen3_moe.FAMILY,
+)
 FAMILIES: dict[str, Family] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """Every model_type that has a family."""
 
