@@ -12,8 +12,8 @@ from coterie.bench.measure import Clock
 from coterie.models.architecture import Architecture
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
-from coterie.runtime.cache import KeyValueCache
-from coterie.runtime.generation import CHUNK, prefill
+from coterie.runtime.cache import CHUNK, KeyValueCache
+from coterie.runtime.generation import prefill
 
 _F32 = 4
 
