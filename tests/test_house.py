@@ -25,7 +25,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "arrays", "formats", "checkpoint", "ops", "moe"},
     "runtime": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "bundled"},
     "bundled": {"errors"},
-    "cli": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime", "bench", "coterie"},
+    "cli": {
+        "errors",
+        "arrays",
+        "formats",
+        "checkpoint",
+        "ops",
+        "moe",
+        "models",
+        "runtime",
+        "bench",
+        "doctor",
+        "coterie",
+    },
+    "doctor": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime", "bundled"},
     "bench": {"errors", "arrays", "formats", "checkpoint", "ops", "backends", "moe", "models", "runtime", "bundled"},
 }
 """Room -> the rooms whose modules it may import. A room may always import itself; "coterie" is the package's top."""

@@ -163,9 +163,10 @@ def test_ends_that_are_no_tokens_are_refused(folder: Path, value: Any) -> None:
     assert refused.value.code == "eos_ids"
 
 
-def test_no_end_at_all_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("eos_token", [..., "\udc80", 5])
+def test_no_end_at_all_is_refused(folder: Path, eos_token: object) -> None:
     rewrite(folder / "config.json", eos_token_id=None)
-    rewrite(folder / "tokenizer_config.json", eos_token=...)
+    rewrite(folder / "tokenizer_config.json", eos_token=eos_token)
     with pytest.raises(ConfigError) as refused:
         eos_ids(folder)
     assert refused.value.code == "eos_missing"

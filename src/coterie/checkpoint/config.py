@@ -20,7 +20,8 @@ from coterie.errors import ConfigError, UnsupportedError
 
 CONFIG = "config.json"
 MAX_CONFIG = 4_000_000
-_CODE_KEYS = ("model_file", "auto_map", "custom_pipelines")
+CODE_KEYS = ("model_file", "auto_map", "custom_pipelines")
+"""Keys that name code of the checkpoint's own; none of it is ever run."""
 _MODEL_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -147,7 +148,7 @@ def per_layer(fields: Fields, n_layers: int) -> list[Fields]:
 
 
 def _refuse_code(section: dict[str, Any], prefix: str) -> None:
-    for key in _CODE_KEYS:
+    for key in CODE_KEYS:
         if section.get(key) is not None:
             raise ConfigError(
                 f"{prefix}{key} is {show(section[key])}; nothing of a checkpoint is ever executed, expected a model "

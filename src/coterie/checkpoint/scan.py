@@ -25,7 +25,7 @@ Infos = Mapping[str, TensorInfo]
 
 CHUNK = 4 << 20
 
-_EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int, int]] = {
+EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int, int]] = {
     np.dtype(np.float64): (np.dtype(np.uint64), (1 << 63) - 1, 0x7FF << 52),
     np.dtype(np.float32): (np.dtype(np.uint32), (1 << 31) - 1, 0xFF << 23),
     np.dtype(np.float16): (np.dtype(np.uint16), (1 << 15) - 1, 0x1F << 10),
@@ -33,7 +33,8 @@ _EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int, int]] = {
 }
 """Float dtype: unsigned dtype of its bits, mask of everything but the sign, and the bits of infinity."""
 
-_SMALLEST_NORMAL = {np.dtype(np.float32): 1 << 23, bfloat16: 1 << 7}
+SMALLEST_NORMAL = {np.dtype(np.float32): 1 << 23, bfloat16: 1 << 7}
+"""Float dtypes whose scales may not be denormal: the bits of their smallest normal number."""
 
 
 def scan_file(file: SafetensorsFile, infos: Infos) -> None:
@@ -43,7 +44,7 @@ def scan_file(file: SafetensorsFile, infos: Infos) -> None:
     """
     with opened(file.path) as handle:
         for info in file.tensors.values():
-            if info.dtype not in _EXPONENTS and not _is_byte_scale(info):
+            if info.dtype not in EXPONENTS and not is_byte_scale(info):
                 continue
             largest = 0
             for begin in range(0, info.nbytes, CHUNK):
@@ -58,7 +59,8 @@ def scan_file(file: SafetensorsFile, infos: Infos) -> None:
                 raise _refused(file, info, "zero_scales", found, "scales of a quantiser: the file may have a hole")
 
 
-def _is_byte_scale(info: TensorInfo) -> bool:
+def is_byte_scale(info: TensorInfo) -> bool:
+    """Does the tensor hold scales of a byte each?"""
     return info.dtype == np.uint8 and info.name.endswith(".scales")
 
 
@@ -66,10 +68,10 @@ def _check(file: SafetensorsFile, info: TensorInfo, data: bytes, begin: int, inf
     """The largest magnitude in this piece, as bits; raises for bits that are not a number."""
     if info.dtype == np.uint8:
         bits = np.frombuffer(data, np.uint8)
-        bad = bits == 255 if _is_e8m0(info, infos) else (bits & 127) == 127
+        bad = bits == 255 if is_e8m0(info, infos) else (bits & 127) == 127
         limit = 256
     else:
-        unsigned, mask, limit = _EXPONENTS[info.dtype]
+        unsigned, mask, limit = EXPONENTS[info.dtype]
         bits = np.frombuffer(data, unsigned) & unsigned.type(mask)
         bad = bits >= limit if int(bits.max()) >= limit else None
     if bad is not None and bad.any():
@@ -77,13 +79,13 @@ def _check(file: SafetensorsFile, info: TensorInfo, data: bytes, begin: int, inf
         at = [int(i) for i in np.unravel_index(first, info.shape)] if info.shape else []
         found = f"NaN or infinity at {at} ({int(bad.sum())} in this part)"
         raise _refused(file, info, "not_finite", found, "finite numbers")
-    floor = _SMALLEST_NORMAL.get(info.dtype)
+    floor = SMALLEST_NORMAL.get(info.dtype)
     if floor is not None and info.name.endswith(".scales") and bool(((bits > 0) & (bits < floor)).any()):
         raise _refused(file, info, "denormal_scales", "denormal scales", "scales of at least 1e-37")
     return int(bits.max())
 
 
-def _is_e8m0(info: TensorInfo, infos: Infos) -> bool:
+def is_e8m0(info: TensorInfo, infos: Infos) -> bool:
     """nvfp4, the one format with E4M3 scales, has 2 words a group; mxfp4 has 4 and mxfp8 has 8."""
     codes = infos.get(info.name.removesuffix("scales") + "weight")
     if codes is None or not info.shape or not codes.shape or not info.shape[-1]:

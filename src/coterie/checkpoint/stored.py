@@ -35,15 +35,17 @@ class StoredTensors:
         self._home: dict[str, SafetensorsFile] = {}
 
     def add(self, file: SafetensorsFile) -> None:
-        """The tensors of one more file; `CheckpointError` for one that another file has too."""
+        """The tensors of one more file; afterwards `CheckpointError` for one that an earlier file had and keeps."""
+        twice = [tensor for tensor in file.tensors if tensor in self._home]
         for tensor, info in file.tensors.items():
-            if tensor in self._home:
-                raise CheckpointError(
-                    f"{file.path}: tensor {show(tensor, 200)}: found a second time, first in "
-                    f"{self._home[tensor].path}, expected once; fetch the checkpoint again",
-                    code="tensor_duplicate",
-                )
-            self.infos[tensor], self._home[tensor] = info, file
+            self._home.setdefault(tensor, file)
+            self.infos.setdefault(tensor, info)
+        if twice:
+            raise CheckpointError(
+                f"{file.path}: tensor {show(twice[0], 200)}: found a second time, first in "
+                f"{self._home[twice[0]].path}, expected once; fetch the checkpoint again",
+                code="tensor_duplicate",
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import typer
 
 from coterie.cli.bench import bench
 from coterie.cli.convert import convert
+from coterie.cli.doctor import doctor
 from coterie.cli.generate import generate
 from coterie.cli.info import info
 
@@ -36,4 +37,5 @@ def _options(
 app.command()(generate)
 app.command()(convert)
 app.command()(info)
+app.command()(doctor)
 app.add_typer(bench, name="bench")

@@ -53,9 +53,15 @@ class Tokenizer:
         return Detokenizer(self._bytes_of)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its spelling in the vocabulary."""
+        """The id of a token by its spelling in the vocabulary; None for any other text."""
+        if any("\ud800" <= character <= "\udfff" for character in token):
+            return None  # half of a surrogate pair, which no vocabulary can hold
         found: int | None = self._inner.token_to_id(token)
         return found
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's spelling and id, added tokens included."""
+        return dict(self._inner.get_vocab(with_added_tokens=True))
 
     def _spell(self, token_id: int) -> bytes:
         token = None if token_id in self._special else self._inner.id_to_token(token_id)
