@@ -48,3 +48,35 @@ class FakeModel:
         """Stands in for `Model.stream`."""
         self.asked = {"prompt": prompt, **options}
         return FakeStream(self.pieces, self.failure)
+
+
+class FakeChatModel(FakeModel):
+    """Replies to a conversation with fixed pieces. A token is a character; with a template, each message is framed."""
+
+    context_length = 400
+
+    def __init__(self, *pieces: str, template: bool = True, failure: BaseException | None = None) -> None:
+        super().__init__(*pieces, failure=failure)
+        self.chat_template = object() if template else None
+        self.tokenizer = self
+        self.prompts: list[str] = []
+
+    def describe(self) -> "FakeChatModel":
+        """Stands in for `Model.describe`."""
+        return self
+
+    def prompt_cache(self) -> None:
+        """Stands in for `Model.prompt_cache`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Stands in for `Tokenizer.encode`."""
+        return [ord(character) for character in text]
+
+    def apply_chat_template(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Stands in for `Model.apply_chat_template`."""
+        return self.encode("".join(f"<{m['role'][0]}>{m['content']}" for m in messages) + "<a>")
+
+    def stream(self, prompt: Any, **options: Any) -> FakeStream:
+        """Stands in for `Model.stream`."""
+        self.prompts.append("".join(map(chr, prompt)))
+        return super().stream(self.prompts[-1], **options)

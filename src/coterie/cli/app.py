@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from coterie.cli.bench import bench
+from coterie.cli.chat import chat
 from coterie.cli.convert import convert
 from coterie.cli.doctor import doctor
 from coterie.cli.generate import generate
@@ -35,6 +36,7 @@ def _options(
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(convert)
 app.command()(info)
 app.command()(doctor)

@@ -52,6 +52,12 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def print_json_line(value: Any) -> None:
+    """`print_json` on a single line, where one object follows another."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
 def write_text(text: str) -> None:
     """Write a piece of generated text to standard output, at once; on a terminal without what could steer it."""
     sys.stdout.write(visible(text, keep=KEPT_IN_TEXT) if sys.stdout.isatty() else text)

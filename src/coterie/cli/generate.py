@@ -19,6 +19,7 @@ from coterie.cli.options import (
     FrequencyPenalty,
     LogitBias,
     MinP,
+    ModelName,
     PresencePenalty,
     RepetitionPenalty,
     Stop,
@@ -39,10 +40,7 @@ _ECHOED = 2_000
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="A folder or a hub id. Without it, the bundled model.", show_default=False),
-    ] = None,
+    model: ModelName = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Temperature = 0.9,
     top_k: TopK = 0,
@@ -115,10 +113,13 @@ def load(model: str | None, device: str) -> "Model":
         return coterie.load(model, device=device)
 
 
-def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: bool) -> bool:
-    """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it."""
-    console = stderr()
-    pieces = iter(stream)
+def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: bool, line: bool = False) -> bool:
+    """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it.
+
+    line: the text ends its line, also where it does not go to a terminal.
+    """
+    console, on_terminal = stderr(), sys.stdout.isatty()
+    pieces, interrupted = iter(stream), True
     with suppress(KeyboardInterrupt):
         with console.status("Reading the prompt"):
             first = next(pieces, "")
@@ -127,19 +128,16 @@ def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: boo
             for _ in pieces:
                 interrupts.check()
             return False
-        on_terminal = sys.stdout.isatty()
         if on_terminal and console.is_terminal:
             console.print(Text(visible(prompt[-_ECHOED:], keep="\n\t"), style="dim"), end="", soft_wrap=True)
         write_text(first)
         for piece in pieces:
             write_text(piece)
             interrupts.check()
-        if on_terminal:
-            write_text("\n")
-        return False
-    if not as_json and sys.stdout.isatty():
+        interrupted = False
+    if not as_json and (line or on_terminal):
         write_text("\n")
-    return True
+    return interrupted
 
 
 def finish(generation: "Generation", *, interrupted: bool, as_json: bool) -> None:

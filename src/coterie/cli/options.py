@@ -7,6 +7,10 @@ import typer
 
 from coterie.errors import RequestError
 
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A folder or a hub id. Without it, the bundled model.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, also for an error.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mlx or cuda.")]
