@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -93,9 +94,16 @@ class Model:
         for chunk in chunks(ids, cache.chunk):
             yield cache.length, self._decoder.hidden(chunk, cache, observer)
 
-    def prompt_cache(self) -> PromptCache:
-        """An empty cache for generations to share what their prompts begin with: `generate(prompt, cache=cache)`."""
-        return PromptCache(self._decoder.architecture, self.fingerprint)
+    def prompt_cache(self, path: str | Path | None = None) -> PromptCache:
+        """A cache for generations to share what their prompts begin with: `generate(prompt, cache=cache)`.
+
+        It is empty, or what `PromptCache.save` wrote to the file at `path`. `CheckpointError` for a file of another
+        model, or one that is damaged.
+        """
+        cache = PromptCache(self._decoder.architecture, self.fingerprint)
+        if path is not None:
+            cache.load(path)
+        return cache
 
     def generate(
         self, prompt: str | Sequence[int], *, cache: PromptCache | None = None, **options: Unpack[Options]

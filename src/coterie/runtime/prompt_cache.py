@@ -8,8 +8,11 @@ beginning earlier is read from its start, and `note` says so.
 import copy
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
+from coterie.errors import RequestError
 from coterie.models.architecture import Architecture
+from coterie.runtime import prompt_file
 from coterie.runtime.cache import CHUNK, KeyValueCache
 
 
@@ -42,6 +45,26 @@ class PromptCache:
         """Bytes of the keys and values."""
         cache = self._cache
         return 0 if cache is None else cache.nbytes
+
+    def save(self, path: str | Path) -> None:
+        """Write it to the file at `path`, whole or not at all; `Model.prompt_cache(path)` reads it.
+
+        `RequestError` for a cache with nothing in it, also while a generation has it; `CheckpointError` where the file
+        cannot be written.
+        """
+        with self._lock:
+            cache, token_ids = self._cache, self._token_ids
+            if cache is None:
+                raise RequestError(
+                    "the prompt cache is empty, or a generation is using it; save it when one has ended",
+                    code="request_cache",
+                )
+            prompt_file.write(Path(path), self.model, token_ids, cache)
+
+    def load(self, path: str | Path) -> None:
+        """Take over what `save` wrote to the file at `path`; `CheckpointError` for any other file."""
+        token_ids, cache = prompt_file.read(Path(path), self._architecture, self.model)
+        self.put(cache, token_ids)
 
     def take(self, prompt_ids: Sequence[int]) -> KeyValueCache:
         """The cache, gone back to its common beginning with the prompt, if not to none; nothing is left here.
