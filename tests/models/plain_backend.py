@@ -75,6 +75,33 @@ class PlainBackend:
                 out[t, head] = shares @ values[head // group, slots].astype(np.float64)
         return out
 
+    def attend_latent(
+        self,
+        queries: np.ndarray,
+        turned: np.ndarray,
+        latents: np.ndarray,
+        keys: np.ndarray,
+        key_up: Any,
+        value_up: Any,
+        start: int,
+        scale: float,
+        *,
+        key_transposed: bool,
+    ) -> np.ndarray:
+        to_keys, to_values = self._f64(key_up), self._f64(value_up)
+        if key_transposed:
+            to_keys = to_keys.swapaxes(1, 2)
+        seen = latents[0, : start + len(queries)].astype(np.float64)
+        shared = keys[0, : start + len(queries)].astype(np.float64)
+        out = np.empty((*queries.shape[:2], to_values.shape[1]))
+        for head in range(queries.shape[1]):
+            whole = np.concatenate((seen @ to_keys[head].T, shared), axis=-1)[None]
+            asked = np.concatenate((queries[:, head], turned[:, head]), axis=-1)[:, None]
+            padded = np.zeros((1, len(seen), whole.shape[-1]))
+            padded[0, :, : to_values.shape[1]] = seen @ to_values[head].T
+            out[:, head] = self.attend(asked, whole, padded, start, None, scale)[:, 0, : to_values.shape[1]]
+        return out
+
     def join(self, parts: Any) -> np.ndarray:
         return np.concatenate(list(parts))
 

@@ -13,7 +13,7 @@ from models import tiny
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_every_position_that_is_kept_stands_at_its_slot(limit: int, chunk: int) -> None:
     chunk = min(chunk, limit)
-    store = LayerStore(2, 4, limit)
+    store = LayerStore(2, 4, 4, limit)
     seen = np.random.default_rng(0).standard_normal((310, 2, 4)).astype(np.float32)
     for begin in range(0, len(seen), chunk):
         new = seen[begin : begin + chunk]
@@ -27,13 +27,13 @@ def test_every_position_that_is_kept_stands_at_its_slot(limit: int, chunk: int) 
 
 
 def test_a_short_generation_takes_little_memory() -> None:
-    store = LayerStore(1, 8, 1_000_000)
+    store = LayerStore(1, 8, 8, 1_000_000)
     store.extend(np.zeros((1, 1, 8), np.float32), np.zeros((1, 1, 8), np.float32))
     assert store.capacity == 64
 
 
 def test_growth_is_by_doubling() -> None:
-    store, grown = LayerStore(1, 2, 10_000), 0
+    store, grown = LayerStore(1, 2, 2, 10_000), 0
     one = np.zeros((1, 1, 2), np.float32)
     for _ in range(10_000):
         before = store.capacity

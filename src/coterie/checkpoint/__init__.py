@@ -4,7 +4,7 @@ from coterie.checkpoint.config import Rope, declared_dtype, per_layer, read_conf
 from coterie.checkpoint.conversion import ConversionReport, convert
 from coterie.checkpoint.fields import Fields
 from coterie.checkpoint.hub import local_folder
-from coterie.checkpoint.names import LayerFormat, NameMap, Rename, Split, Stack
+from coterie.checkpoint.names import HeadPart, Heads, LayerFormat, NameMap, Rename, Split, Stack
 from coterie.checkpoint.quantization import QuantizationRules, rules
 from coterie.checkpoint.reader import Checkpoint, open_checkpoint, read_member
 from coterie.checkpoint.writer import write_checkpoint, write_safetensors
@@ -13,6 +13,8 @@ __all__ = [
     "Checkpoint",
     "ConversionReport",
     "Fields",
+    "HeadPart",
+    "Heads",
     "LayerFormat",
     "NameMap",
     "QuantizationRules",

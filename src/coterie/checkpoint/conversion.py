@@ -16,7 +16,7 @@ from coterie.checkpoint.config import declared_dtype
 from coterie.checkpoint.dialect import with_published_keys
 from coterie.checkpoint.folder import has_member
 from coterie.checkpoint.layer_plan import DTYPES, Planner, Step
-from coterie.checkpoint.names import LayerFormat, NameMap, Source, plan
+from coterie.checkpoint.names import HeadPart, LayerFormat, NameMap, Source, plan
 from coterie.checkpoint.reader import Checkpoint, open_checkpoint, read_member
 from coterie.checkpoint.writer import MAX_SHARD, checked_target, write_streamed
 from coterie.errors import ArgumentError, NumericError, UnsupportedError
@@ -161,6 +161,9 @@ def _values(checkpoint: Checkpoint, step: Step) -> np.ndarray:
 def _part(array: np.ndarray, source: Source) -> np.ndarray:
     if source.part is None:
         return array
+    if isinstance(source.part, HeadPart):
+        cut = array.reshape(source.part.n_heads, source.part.n_rows, -1)[:, source.part.begin : source.part.end]
+        return np.ascontiguousarray(cut.swapaxes(1, 2) if source.part.transposed else cut)
     index, n, axis = source.part
     return np.split(array, n, axis)[index]
 

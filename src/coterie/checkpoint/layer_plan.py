@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import FLOAT_DTYPES, bfloat16
-from coterie.checkpoint.names import LayerFormat, NameMap, Target
+from coterie.checkpoint.names import HeadPart, LayerFormat, NameMap, Target
 from coterie.checkpoint.reader import Checkpoint
 from coterie.checkpoint.writer import Entry
 from coterie.errors import ArgumentError, CheckpointError
@@ -108,7 +108,15 @@ class Planner:
             )
         shape = list(first.shape)
         part = target.sources[0].part
-        if part is not None:
+        if isinstance(part, HeadPart):
+            if len(shape) != 2 or shape[0] != part.n_heads * part.n_rows:
+                raise CheckpointError(
+                    f"{first.name}: found shape {shape}, expected [{part.n_heads * part.n_rows}, ...]: "
+                    f"{part.n_rows} rows for each of {part.n_heads} heads; the config is not this checkpoint's",
+                    code="split_shape",
+                )
+            shape = list(part.shape(shape[1]))
+        elif part is not None:
             _, n, axis = part
             if not -len(shape) <= axis < len(shape) or shape[axis] % n:
                 raise CheckpointError(

@@ -8,7 +8,8 @@ A source tensor walks through five steps, each seeing the result of the one befo
 
     1. drops     a match ends the walk: the tensor is not part of the target
     2. renames   the first rule that matches gives the new name; none: the name stays
-    3. splits    the first rule that matches cuts the tensor into equal parts along `axis`, one name each
+    3. splits    the first rule that matches cuts the tensor into equal parts along `axis`, one name each;
+       heads     or cuts each attention head's rows of a matrix in two, a stack of heads each
     4. stacks    tensors that the same rule gives the same name are stacked along a new first axis, in the order of the
                  group `index`, which must count 0, 1, 2, ... without a gap
     5. whatever is left is copied under its name
@@ -59,6 +60,33 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadPart:
+    """Rows `begin` to `end` of each head's `n_rows` rows of a matrix [n_heads * n_rows, K]: [n_heads, end - begin, K],
+    or [n_heads, K, end - begin] where `transposed`.
+    """
+
+    n_heads: int
+    n_rows: int
+    begin: int
+    end: int
+    transposed: bool = False
+
+    def shape(self, inputs: int) -> tuple[int, int, int]:
+        """The shape of the part, for K = `inputs`."""
+        n = self.end - self.begin
+        return (self.n_heads, inputs, n) if self.transposed else (self.n_heads, n, inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """A matrix that holds rows of all heads becomes one stack of heads for each of `parts`, named by `templates`."""
+
+    pattern: str
+    templates: tuple[str, ...]
+    parts: tuple[HeadPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerFormat:
     """How layers whose module path matches `pattern` are quantised, whatever the rest gets.
 
@@ -79,7 +107,7 @@ class LayerFormat:
 
 @dataclass(frozen=True, slots=True)
 class NameMap:
-    """A family's names and its quantisation defaults. The module docstring gives the meaning of the first four fields.
+    """A family's names and its quantisation defaults. The module docstring gives the meaning of the first five fields.
 
     unquantized: module paths that stay as they are although their weight is a matrix (a gate that is a plain array).
     overrides: layers with a format of their own (the router in 8 bits); the first match wins.
@@ -89,6 +117,7 @@ class NameMap:
     drops: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
     splits: tuple[Split, ...] = ()
+    heads: tuple[Heads, ...] = ()
     stacks: tuple[Stack, ...] = ()
     unquantized: tuple[str, ...] = ()
     overrides: tuple[LayerFormat, ...] = ()
@@ -109,10 +138,10 @@ class NameMap:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the source, or one of its equal parts: `part` is (i, n, axis), the i-th of n along `axis`."""
+    """A tensor of the source, or a part of it: `part` is (i, n, axis), the i-th of n equal ones along `axis`."""
 
     name: str
-    part: tuple[int, int, int] | None = None
+    part: tuple[int, int, int] | HeadPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +189,11 @@ def _pieces(name: str, name_map: NameMap) -> list[tuple[str, Source]]:
             return [
                 (match.expand(template), Source(name, (i, n, split.axis))) for i, template in enumerate(split.templates)
             ]
+    for heads in name_map.heads:
+        match = re.fullmatch(heads.pattern, renamed)
+        if match:
+            pairs = zip(heads.templates, heads.parts, strict=True)
+            return [(match.expand(template), Source(name, part)) for template, part in pairs]
     return [(renamed, Source(name))]
 
 

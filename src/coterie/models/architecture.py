@@ -12,7 +12,7 @@ biases where it is quantised, a norm is the vector "<path>.weight", and a plain 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from coterie.ops.routing import GroupScore, Scoring
 
@@ -72,6 +72,68 @@ class Attention:
     output_bias: bool = False
     shares: int | None = None
     modules: AttentionModules = AttentionModules()
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What a token leaves in the cache: heads, numbers of a key, numbers of a value."""
+        return self.n_kv_heads, self.head_dim, self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class LatentModules:
+    """Where the weights of a latent attention block are.
+
+    Queries come from `query`, or through a low rank from `query_down`, `query_norm` and `query_up`. The matrices out of
+    the latent are one, `up` [n_heads * (plain_dim + value_dim), rank], or stacks by head: `key_up` [n_heads, rank,
+    plain_dim], transposed, and `value_up` [n_heads, value_dim, rank].
+    """
+
+    before: str = "input_layernorm"
+    query: str = "self_attn.q_proj"
+    query_down: str = "self_attn.q_a_proj"
+    query_norm: str = "self_attn.q_a_layernorm"
+    query_up: str = "self_attn.q_b_proj"
+    down: str = "self_attn.kv_a_proj_with_mqa"
+    norm: str = "self_attn.kv_a_layernorm"
+    up: str = "self_attn.kv_b_proj"
+    key_up: str = "self_attn.embed_q"
+    value_up: str = "self_attn.unembed_out"
+    output: str = "self_attn.o_proj"
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come out of one latent of `rank`
+    numbers a token, which is what the cache keeps, and one turned key that all heads share.
+
+        [c, t] = down(x);  latent = norm(c);  key_h = [key_up_h latent, rotary(t)];  value_h = value_up_h latent
+
+    A query has plain_dim numbers and turned_dim that are turned. query_rank of None: queries have no low rank. joined:
+    whether MLX's files of the family have `modules.up` or the stacks by head; the other form is read too. norm_eps: of
+    the two inner norms. bias, output_bias: `query_down` and `down`, or the output, add "<module>.bias".
+    """
+
+    n_heads: int
+    rank: int
+    query_rank: int | None
+    plain_dim: int
+    turned_dim: int
+    value_dim: int
+    rope: Rope
+    scale: float
+    norm_eps: float
+    joined: bool
+    bias: bool = False
+    output_bias: bool = False
+    modules: LatentModules = LatentModules()
+    window: ClassVar[None] = None
+    shares: ClassVar[None] = None
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What a token leaves in the cache: one head with a latent and a turned key."""
+        return 1, self.rank, self.turned_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +222,7 @@ class LayerInputs:
 class Layer:
     """One decoder layer: attention, then a dense branch, an experts branch, or the sum of both."""
 
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp: Mlp | None
     moe: Moe | None
     after_branches: str | None = None

@@ -62,6 +62,27 @@ class Backend(Protocol):
         """
         ...
 
+    def attend_latent(
+        self,
+        queries: Array,
+        turned: Array,
+        latents: Array,
+        keys: Array,
+        key_up: Weight,
+        value_up: Weight,
+        start: int,
+        scale: float,
+        *,
+        key_transposed: bool,
+    ) -> Array:
+        """Causal attention over latents of one sequence, at positions start ... start + T - 1: f32 [T, H, V].
+
+        queries [T, H, P] meet the keys that `key_up` makes of latents [1, capacity, R], turned [T, H, D] the keys
+        [1, capacity, D] that all heads share; position p stands at slot p. key_up is [H, P, R], or [H, R, P] where
+        key_transposed; value_up [H, V, R].
+        """
+        ...
+
     def join(self, parts: Sequence[Array]) -> Array:
         """The rows of `parts` one below the other, in one array."""
         ...

@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import Array
-from coterie.models.architecture import Architecture, Attention, Layer, LayerInputs, Mlp, Moe, Rope, Router
+from coterie.models.architecture import (
+    Architecture,
+    Attention,
+    LatentAttention,
+    Layer,
+    LayerInputs,
+    Mlp,
+    Moe,
+    Rope,
+    Router,
+)
 from coterie.models.backend import Backend, Cache
+from coterie.models.latent import LatentMatrices, latent_attention, matrices_of
 from coterie.models.observer import RoutingObserver
 from coterie.models.rope import rotation_table
 from coterie.models.weights import bias_of, layer_prefix
@@ -58,6 +69,7 @@ class _Block:
     layer: Layer
     weights: Mapping[str, Any]
     routed: _RoutedExperts | None
+    latent: LatentMatrices | None
 
 
 class Decoder:
@@ -141,7 +153,7 @@ class Decoder:
 
     def _layer(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
         layer, inputs = block.layer, self.architecture.layer_inputs
-        h = h + self._attention(layer.attention, block.weights, h, index, current)
+        h = h + self._attention(block, h, index, current)
         norms = {branch.before for branch in (layer.mlp, layer.moe) if branch is not None}
         normed = {path: self._norm(h, block.weights, path) for path in norms}
         branches = []
@@ -158,9 +170,23 @@ class Decoder:
         gated = self.backend.glu(self.backend.linear(h, weights[inputs.gate]), own, self.architecture.activation)
         return self._norm(self.backend.linear(gated, weights[inputs.output]), weights, inputs.after)
 
-    def _attention(self, spec: Attention, weights: Mapping[str, Any], h: Array, index: int, current: _Pass) -> Array:
-        backend, modules = self.backend, spec.modules
-        x, rope = self._norm(h, weights, modules.before), spec.rope
+    def _attention(self, block: _Block, h: Array, index: int, current: _Pass) -> Array:
+        spec, weights = block.layer.attention, block.weights
+        x = self._norm(h, weights, spec.modules.before)
+        if isinstance(spec, LatentAttention):
+            assert block.latent is not None
+            parts = [(rows, start, cache.layers[index]) for rows, start, cache in current.parts]
+            tables = current.tables[spec.rope]
+            mixed = latent_attention(self.backend, spec, weights, block.latent, self._linear, x, tables, parts)
+        else:
+            mixed = self._grouped_attention(spec, weights, x, index, current)
+        output = self._linear(mixed, weights, spec.modules.output, bias=spec.output_bias)
+        return self._norm(output, weights, spec.modules.after)
+
+    def _grouped_attention(
+        self, spec: Attention, weights: Mapping[str, Any], x: Array, index: int, current: _Pass
+    ) -> Array:
+        backend, modules, rope = self.backend, spec.modules, spec.rope
         projected = self._linear(x, weights, modules.query, bias=spec.input_bias)
         queries = self._heads(spec, weights, projected, modules.query_norm)
         queries = backend.rotary(queries, *current.tables[rope], rope.interleaved)
@@ -171,9 +197,7 @@ class Decoder:
             store = cache.layers[index]
             stored = store.stores if new is None else store.extend(new[0][rows], new[1][rows])
             parts.append(backend.attend(queries[rows], *stored, start, spec.window, spec.scale, sinks))
-        mixed = backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
-        output = self._linear(mixed, weights, modules.output, bias=spec.output_bias)
-        return self._norm(output, weights, modules.after)
+        return backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
 
     def _keys_and_values(
         self, spec: Attention, weights: Mapping[str, Any], x: Array, current: _Pass
@@ -227,7 +251,8 @@ def _block(architecture: Architecture, index: int, weights: Mapping[str, Any]) -
     inside = {path.removeprefix(prefix): weight for path, weight in weights.items() if path.startswith(prefix)}
     layer = architecture.layers[index]
     routed = None if layer.moe is None else _routed(layer.moe, inside, architecture.activation)
-    return _Block(layer, inside, routed)
+    latent = matrices_of(layer.attention, inside) if isinstance(layer.attention, LatentAttention) else None
+    return _Block(layer, inside, routed, latent)
 
 
 def _routed(moe: Moe, weights: Mapping[str, Any], activation: str) -> _RoutedExperts:

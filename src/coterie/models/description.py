@@ -62,7 +62,7 @@ class Description:
 
 def describe(architecture: Architecture, checkpoint: Tensors) -> Description:
     """The description of a checkpoint; touches no byte of its weights. `CheckpointError` if one is missing."""
-    weights = tuple(_weight(slot, architecture, checkpoint) for slot in slots(architecture))
+    weights = tuple(_weight(slot, architecture, checkpoint) for slot in slots(architecture, checkpoint.tensors))
     return Description(
         family=architecture.family,
         n_layers=len(architecture.layers),

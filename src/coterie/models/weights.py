@@ -1,17 +1,17 @@
 """From an architecture and a checkpoint to weights: every one found with its shape, every tensor accounted for."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from coterie.errors import CheckpointError
-from coterie.models.architecture import Architecture, Attention, Layer, LayerInputs, Mlp, Moe
+from coterie.models.architecture import Architecture, Attention, LatentAttention, Layer, LayerInputs, Mlp, Moe
 
-Kind = Literal["matrix", "embedding", "experts", "norm", "vector", "expert biases"]
-"""matrix, embedding, experts and norm: tensor "<path>.weight"; vector and expert biases: tensor "<path>"."""
+Kind = Literal["matrix", "embedding", "experts", "norm", "vector", "expert biases", "heads"]
+"""matrix, embedding, experts, heads and norm: tensor "<path>.weight"; vector and expert biases: tensor "<path>"."""
 
 PLAIN_KINDS: tuple[Kind, ...] = ("norm", "vector", "expert biases")
 """What is never quantised, and held in f32."""
@@ -42,8 +42,11 @@ class Tensors(Protocol):
         ...
 
 
-def slots(architecture: Architecture) -> Iterator[Slot]:
-    """Every weight of the architecture, in the order in which a forward pass meets them."""
+def slots(architecture: Architecture, names: Container[str] = ()) -> Iterator[Slot]:
+    """Every weight of the architecture, in the order in which a forward pass meets them.
+
+    `names` are those of a checkpoint's tensors: where a weight may be stored in two ways they say in which one it is.
+    """
     prefix, hidden = architecture.prefix, architecture.hidden_size
     yield Slot(prefix + architecture.embedding, (architecture.vocab_size, hidden), "embedding")
     inputs, n_layers = architecture.layer_inputs, len(architecture.layers)
@@ -52,10 +55,17 @@ def slots(architecture: Architecture) -> Iterator[Slot]:
         yield Slot(prefix + inputs.projection, (n_layers * inputs.width, hidden), "matrix")
         yield Slot(prefix + inputs.norm, (inputs.width,), "norm")
     for index, layer in enumerate(architecture.layers):
-        entries = [*_layer_slots(layer, hidden), *([] if inputs is None else _input_slots(inputs, hidden))]
+        place = layer_prefix(architecture, index)
+        attention = layer.attention
+        if isinstance(attention, LatentAttention):
+            joined = _is_joined(attention, place, names)
+            entries = list(_latent_slots(attention, hidden, joined=joined))
+        else:
+            entries = list(_attention_slots(attention, hidden))
+        entries += [*_branch_slots(layer, hidden), *([] if inputs is None else _input_slots(inputs, hidden))]
         # Branches may share a norm, and with it its slot.
         for path, shape, kind in dict.fromkeys(entries):
-            yield Slot(layer_prefix(architecture, index) + path, shape, kind, index)
+            yield Slot(place + path, shape, kind, index)
     yield Slot(prefix + architecture.final_norm, (hidden,), "norm")
     if architecture.head is not None:
         yield Slot(architecture.head, (architecture.vocab_size, hidden), "matrix")
@@ -74,8 +84,7 @@ def bias_of(module: str) -> str:
 _Entry = tuple[str, tuple[int, ...], Kind]
 
 
-def _layer_slots(layer: Layer, hidden: int) -> Iterator[_Entry]:
-    yield from _attention_slots(layer.attention, hidden)
+def _branch_slots(layer: Layer, hidden: int) -> Iterator[_Entry]:
     if layer.mlp is not None:
         yield from _mlp_slots(layer.mlp, hidden)
     if layer.moe is not None:
@@ -104,6 +113,41 @@ def _attention_slots(attention: Attention, hidden: int) -> Iterator[_Entry]:
         yield bias_of(modules.output), (hidden,), "vector"
     if modules.sinks is not None:
         yield modules.sinks, (attention.n_heads,), "vector"
+    yield from _norms(hidden, modules.after)
+
+
+def _is_joined(attention: LatentAttention, place: str, names: Container[str]) -> bool:
+    modules = attention.modules
+    if attention.joined:
+        return f"{place}{modules.up}.weight" in names or f"{place}{modules.key_up}.weight" not in names
+    return f"{place}{modules.up}.weight" in names and f"{place}{modules.key_up}.weight" not in names
+
+
+def _latent_slots(attention: LatentAttention, hidden: int, *, joined: bool) -> Iterator[_Entry]:
+    modules, rank = attention.modules, attention.rank
+    n_heads, plain, value = attention.n_heads, attention.plain_dim, attention.value_dim
+    queries = n_heads * (plain + attention.turned_dim)
+    yield from _norms(hidden, modules.before)
+    into_latents = [(modules.down, rank + attention.turned_dim)]
+    if attention.query_rank is None:
+        yield modules.query, (queries, hidden), "matrix"
+    else:
+        into_latents.append((modules.query_down, attention.query_rank))
+        yield from _norms(attention.query_rank, modules.query_norm)
+        yield modules.query_up, (queries, attention.query_rank), "matrix"
+    for path, size in into_latents:
+        yield path, (size, hidden), "matrix"
+        if attention.bias:
+            yield bias_of(path), (size,), "vector"
+    yield from _norms(rank, modules.norm)
+    if joined:
+        yield modules.up, (n_heads * (plain + value), rank), "matrix"
+    else:
+        yield modules.key_up, (n_heads, rank, plain), "heads"
+        yield modules.value_up, (n_heads, value, rank), "heads"
+    yield modules.output, (hidden, n_heads * value), "matrix"
+    if attention.output_bias:
+        yield bias_of(modules.output), (hidden,), "vector"
     yield from _norms(hidden, modules.after)
 
 
@@ -152,7 +196,7 @@ def read_weights(architecture: Architecture, checkpoint: Tensors, droppable: Ite
     """
     weights: dict[str, Any] = {}
     used: set[str] = set()
-    for slot in slots(architecture):
+    for slot in slots(architecture, checkpoint.tensors):
         value = stored(slot, checkpoint)
         is_plain = slot.kind in PLAIN_KINDS
         weights[slot.path] = np.ascontiguousarray(value, dtype=np.float32) if is_plain else value

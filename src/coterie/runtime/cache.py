@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far.
+"""Keys and values of the tokens seen so far; of latent attention, latents and turned keys in their place.
 
 A store is f32 [Hkv, capacity, D], and position p stands at slot p % capacity. A full store grows before it would wrap.
 A sliding window's store stops growing at window + chunk - 1 slots: when a chunk has just been appended, the keys that
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coterie.errors import CapacityError
-from coterie.models.architecture import Architecture, Attention
+from coterie.models.architecture import Architecture, Attention, LatentAttention
 
 CHUNK = 512
 """Tokens of a prompt that pass through the decoder together: enough to use each expert's matrices for many rows."""
@@ -25,12 +25,12 @@ _FIRST = 64
 class LayerStore:
     """Keys and values of one layer."""
 
-    def __init__(self, n_heads: int, head_dim: int, limit: int) -> None:
+    def __init__(self, n_heads: int, key_dim: int, value_dim: int, limit: int) -> None:
         """At most `limit` positions are kept."""
         self._limit = limit
         self._length = self._oldest = 0
-        self._keys = np.empty((n_heads, min(_FIRST, limit), head_dim), np.float32)
-        self._values = np.empty_like(self._keys)
+        self._keys = np.empty((n_heads, min(_FIRST, limit), key_dim), np.float32)
+        self._values = np.empty((n_heads, min(_FIRST, limit), value_dim), np.float32)
 
     def extend(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Append keys and values [T, Hkv, D], T <= limit; returns both stores, [Hkv, capacity, D]."""
@@ -101,7 +101,7 @@ class KeyValueCache:
         stores: list[LayerStore] = []
         for a in (layer.attention for layer in architecture.layers):
             if a.shares is None:
-                stores.append(LayerStore(a.n_kv_heads, a.head_dim, n_slots(a, chunk, limit)))
+                stores.append(LayerStore(*a.cached, n_slots(a, chunk, limit)))
             else:
                 stores.append(stores[a.shares])
         self.layers: Sequence[LayerStore] = stores
@@ -144,9 +144,14 @@ class KeyValueCache:
     def nbytes_for(architecture: Architecture, *, chunk: int, limit: int) -> int:
         """Bytes that all stores take once `limit` tokens are in them."""
         attentions = [layer.attention for layer in architecture.layers if layer.attention.shares is None]
-        return sum(2 * 4 * n_slots(a, chunk, limit) * a.n_kv_heads * a.head_dim for a in attentions)
+        return sum(4 * n_slots(a, chunk, limit) * _numbers(*a.cached) for a in attentions)
 
 
-def n_slots(attention: Attention, chunk: int, limit: int) -> int:
+def _numbers(n_heads: int, key_dim: int, value_dim: int) -> int:
+    """What one token leaves in a store."""
+    return n_heads * (key_dim + value_dim)
+
+
+def n_slots(attention: Attention | LatentAttention, chunk: int, limit: int) -> int:
     """Slots that a layer's store needs for `limit` tokens appended at most `chunk` at a time."""
     return limit if attention.window is None else min(limit, attention.window + chunk - 1)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.errors import ConfigError, UnsupportedError
-from coterie.models.families import gemma4, glm4_moe, mixtral, olmoe, qwen3_moe
+from coterie.models.families import deepseek, gemma4, glm4_moe, mixtral, olmoe, qwen3_moe
 from coterie.models.family import Family
 
 _FAMILIES: tuple[Family, ...] = (
+    deepseek.FAMILY_V2,
+    deepseek.FAMILY_V3,
     gemma4.FAMILY,
     glm4_moe.FAMILY,
     mixtral.FAMILY,

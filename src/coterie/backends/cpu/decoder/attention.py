@@ -100,13 +100,13 @@ def _attend_many(
     begin = 0
     while begin < n_tokens:
         first = _first_seen(start + begin, window)
-        end = min(n_tokens, begin + _block(start + begin - first, group))
-        hidden = _hidden(start + begin, start + end, first, window)
+        end = min(n_tokens, begin + block_length(start + begin - first, group))
+        hidden = hidden_pairs(start + begin, start + end, first, window)
         for kv_head in range(n_kv_heads):
             seen_keys = _positions(keys[kv_head], first, start + end)
             seen_values = _positions(values[kv_head], first, start + end)
             rows = np.ascontiguousarray(grouped[begin:end, kv_head]).reshape(-1, dims)
-            shares = _masked_softmax((rows @ seen_keys.T).reshape(end - begin, group, -1), hidden, by_kv_head[kv_head])
+            shares = masked_softmax((rows @ seen_keys.T).reshape(end - begin, group, -1), hidden, by_kv_head[kv_head])
             mixed = shares.reshape(len(rows), -1) @ seen_values
             out[begin:end, kv_head] = mixed.reshape(end - begin, group, dims)
         begin = end
@@ -117,13 +117,13 @@ def _first_seen(position: int, window: int | None) -> int:
     return 0 if window is None else max(0, position + 1 - window)
 
 
-def _block(n_before: int, group: int) -> int:
+def block_length(n_before: int, group: int) -> int:
     """How many queries b to take, the first of which sees n_before positions: b * group * (n_before + b) scores."""
     half = n_before / 2
     return max(1, int(math.sqrt(half * half + _SCORES / group) - half))
 
 
-def _hidden(begin: int, end: int, first: int, window: int | None) -> np.ndarray:
+def hidden_pairs(begin: int, end: int, first: int, window: int | None) -> np.ndarray:
     """True where the query at position begin + t does not see position first + j: [t, 1, j]."""
     distance = np.arange(begin, end)[:, None, None] - np.arange(first, end)
     return (distance < 0) if window is None else (distance < 0) | (distance >= window)
@@ -136,7 +136,7 @@ def _positions(store: np.ndarray, first: int, last: int) -> np.ndarray:
     return store[begin:end] if begin < end else np.concatenate((store[begin:], store[:end]))
 
 
-def _masked_softmax(scores: np.ndarray, hidden: np.ndarray, sinks: np.ndarray) -> np.ndarray:
+def masked_softmax(scores: np.ndarray, hidden: np.ndarray, sinks: np.ndarray) -> np.ndarray:
     """Shares of scores [t, group, j] with sinks [group, 1] in every sum; in place."""
     np.copyto(scores, -np.inf, where=hidden)
     highest = np.maximum(scores.max(axis=-1, keepdims=True), sinks)

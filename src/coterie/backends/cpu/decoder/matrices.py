@@ -1,6 +1,7 @@
 """Products with weights as they are stored, packed or plain f32, f16 or bf16; rows of an embedding, rows joined."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,19 @@ def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
 
 def embed(weight: Packed | np.ndarray, ids: Sequence[int]) -> np.ndarray:
     rows = np.asarray(ids, np.intp)
+    return dense_part(weight, rows)
+
+
+def dense_part(weight: Packed | np.ndarray, index: Any) -> np.ndarray:
+    """weight[index], an index of leading axes, as f32 without further rounding."""
     if not isinstance(weight, Packed):
-        return _widened(weight[rows])
-    scales = weight.scales[rows]
-    biases = None if weight.biases is None else weight.biases[rows]
+        return _widened(weight[index])
+    scales = weight.scales[index]
+    biases = None if weight.biases is None else weight.biases[index]
     if biases is not None:
-        # The codec computes in the dtype of the scales; in f32 the stored numbers meet without further rounding.
+        # The codec computes in the dtype of the scales; in f32 the stored numbers meet as they are.
         scales, biases = _widened(scales), _widened(biases)
-    return dequantize(weight.codes[rows], scales, biases, weight.format, np.float32)
+    return dequantize(weight.codes[index], scales, biases, weight.format, np.float32)
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:

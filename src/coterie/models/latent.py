@@ -1,0 +1,91 @@
+"""Multi-head latent attention (DeepSeek-V2, 2024) for the decoder: what is projected, cached and mixed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.arrays import Array
+from coterie.formats import Packed
+from coterie.models.architecture import LatentAttention
+from coterie.models.backend import Backend, LayerCache, Weight
+
+Linear = Callable[..., Array]
+"""linear(x, weights, path, bias=...): the product of the module at `path`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentMatrices:
+    """The matrices out of the latent, by head: value [H, V, R], key [H, P, R] or, transposed, [H, R, P]."""
+
+    key: Weight
+    value: Weight
+    key_transposed: bool
+
+
+def latent_attention(
+    backend: Backend,
+    spec: LatentAttention,
+    weights: Mapping[str, Any],
+    matrices: LatentMatrices,
+    linear: Linear,
+    x: Array,
+    tables: tuple[Array, Array],
+    parts: Sequence[tuple[slice, int, LayerCache]],
+) -> Array:
+    """Mixed values [T, n_heads * value_dim] of rows x; each of `parts`, (rows, start, store), joins its store."""
+    rank, plain, interleaved = spec.rank, spec.plain_dim, spec.rope.interleaved
+    queries = _queries(backend, spec, weights, linear, x)
+    turned = backend.rotary(queries[:, :, plain:], *tables, interleaved)
+    down = linear(x, weights, spec.modules.down, bias=spec.bias)
+    latents = backend.rms_norm(down[:, :rank], weights[spec.modules.norm], spec.norm_eps).reshape(-1, 1, rank)
+    keys = backend.rotary(down[:, rank:].reshape(-1, 1, spec.turned_dim), *tables, interleaved)
+    mixed = []
+    for rows, start, store in parts:
+        seen = store.extend(latents[rows], keys[rows])
+        mixed.append(
+            backend.attend_latent(
+                queries[rows, :, :plain],
+                turned[rows],
+                *seen,
+                matrices.key,
+                matrices.value,
+                start,
+                spec.scale,
+                key_transposed=matrices.key_transposed,
+            )
+        )
+    return backend.join(mixed).reshape(-1, spec.n_heads * spec.value_dim)
+
+
+def _queries(backend: Backend, spec: LatentAttention, weights: Mapping[str, Any], linear: Linear, x: Array) -> Array:
+    modules = spec.modules
+    if spec.query_rank is None:
+        queries = linear(x, weights, modules.query, bias=False)
+    else:
+        down = linear(x, weights, modules.query_down, bias=spec.bias)
+        normed = backend.rms_norm(down, weights[modules.query_norm], spec.norm_eps)
+        queries = linear(normed, weights, modules.query_up, bias=False)
+    return queries.reshape(-1, spec.n_heads, spec.plain_dim + spec.turned_dim)
+
+
+def matrices_of(spec: LatentAttention, weights: Mapping[str, Any]) -> LatentMatrices:
+    """The matrices out of the latent from whichever form they are stored in; nothing is copied."""
+    modules = spec.modules
+    if modules.up not in weights:
+        return LatentMatrices(weights[modules.key_up], weights[modules.value_up], key_transposed=True)
+    n_rows = spec.plain_dim + spec.value_dim
+    key = _rows_of_heads(weights[modules.up], spec.n_heads, n_rows, slice(0, spec.plain_dim))
+    value = _rows_of_heads(weights[modules.up], spec.n_heads, n_rows, slice(spec.plain_dim, n_rows))
+    return LatentMatrices(key, value, key_transposed=False)
+
+
+def _rows_of_heads(weight: Weight, n_heads: int, n_rows: int, rows: slice) -> Weight:
+    """The same `rows` of each head's `n_rows` rows of a matrix [n_heads * n_rows, K]: a view [n_heads, n, K]."""
+
+    def view(part: Array) -> Array:
+        return part.reshape(n_heads, n_rows, part.shape[-1])[:, rows]
+
+    if not isinstance(weight, Packed):
+        return view(weight)
+    biases = None if weight.biases is None else view(weight.biases)
+    return Packed(view(weight.codes), view(weight.scales), biases, weight.bits, weight.group_size, weight.mode)
