@@ -61,7 +61,7 @@ class PlainBackend:
         sinks: np.ndarray | None = None,
     ) -> np.ndarray:
         group, capacity = queries.shape[1] // len(keys), keys.shape[1]
-        out = np.empty_like(queries, dtype=np.float64)
+        out = np.empty((*queries.shape[:2], values.shape[-1]))
         for t in range(len(queries)):
             position = start + t
             first = 0 if window is None else max(0, position - window + 1)
@@ -97,9 +97,8 @@ class PlainBackend:
         for head in range(queries.shape[1]):
             whole = np.concatenate((seen @ to_keys[head].T, shared), axis=-1)[None]
             asked = np.concatenate((queries[:, head], turned[:, head]), axis=-1)[:, None]
-            padded = np.zeros((1, len(seen), whole.shape[-1]))
-            padded[0, :, : to_values.shape[1]] = seen @ to_values[head].T
-            out[:, head] = self.attend(asked, whole, padded, start, None, scale)[:, 0, : to_values.shape[1]]
+            values = (seen @ to_values[head].T)[None]
+            out[:, head] = self.attend(asked, whole, values, start, None, scale)[:, 0]
         return out
 
     def join(self, parts: Any) -> np.ndarray:
