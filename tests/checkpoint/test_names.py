@@ -2,7 +2,7 @@
 
 import pytest
 
-from coterie.checkpoint import LayerFormat, NameMap, Rename, Split, Stack
+from coterie.checkpoint import HeadPart, Heads, LayerFormat, NameMap, Rename, Split, Stack
 from coterie.checkpoint.names import Source, Target, plan
 from coterie.errors import CheckpointError
 
@@ -73,3 +73,20 @@ def test_formats_by_path() -> None:
     assert (name_map.may_cast("a.bias"), name_map.may_cast("a.weight")) == (False, True)
     assert router.entry() == {"bits": 8, "group_size": 64}
     assert LayerFormat("x", mode="mxfp4").entry() == {"mode": "mxfp4"}
+
+
+HEADS = Heads(
+    r"(.*)\.kv",
+    (r"\1.keys", r"\1.values"),
+    (HeadPart(4, 5, 0, 3, transposed=True), HeadPart(4, 5, 3, 5)),
+)
+
+
+def test_rows_of_heads_become_stacks() -> None:
+    targets = plan(["a.kv", "a.q"], NameMap(renames=(Rename(r"a\.(.*)", r"b.\1"),), heads=(HEADS,)))
+    assert targets == [
+        Target("b.keys", (Source("a.kv", HEADS.parts[0]),)),
+        Target("b.q", (Source("a.q"),)),
+        Target("b.values", (Source("a.kv", HEADS.parts[1]),)),
+    ]
+    assert [part.shape(7) for part in HEADS.parts] == [(4, 7, 3), (4, 2, 7)]

@@ -42,6 +42,13 @@ def transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, value in weights.items():
         nested = re.sub(r"^language_model\.model\.", "model.language_model.", name)
         nested = nested.replace(".block_sparse_moe.", ".mlp.")
+        if nested.endswith("self_attn.embed_q.weight"):
+            values = weights[name.replace("embed_q", "unembed_out")]
+            joined = np.concatenate((value.swapaxes(1, 2), values), axis=1)
+            named[nested.replace("embed_q", "kv_b_proj")] = joined.reshape(-1, joined.shape[-1])
+            continue
+        if nested.endswith("self_attn.unembed_out.weight"):
+            continue
         experts = re.fullmatch(r"(.*)\.(?:mlp\.switch_mlp|experts\.switch_glu)\.(gate|up|down)_proj\.weight", nested)
         if experts is None:
             named[nested] = value

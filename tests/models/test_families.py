@@ -1,13 +1,14 @@
 """Configs: both dialects read alike, and everything absurd or not done refused by name."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
 
 from coterie.checkpoint.names import plan
 from coterie.errors import ConfigError, CoterieError, UnsupportedError
-from coterie.models.architecture import Architecture
+from coterie.models.architecture import Architecture, LatentAttention, Router
 from coterie.models.families import FAMILIES, family_of
 from coterie.models.weights import slots
 from models import tiny
@@ -65,6 +66,44 @@ def test_keys_and_values_that_published_checkpoints_hold_for_nothing_are_left_ou
     assert found == {name.replace("model.language_model", "language_model.model") for name in kept}
 
 
+def test_the_fields_of_deepseek() -> None:
+    v2, v3 = read(config_of("deepseek_v2")), read(config_of("deepseek_v3_groups"))
+    attention = v2.layers[0].attention
+    assert isinstance(attention, LatentAttention)
+    assert (attention.rank, attention.query_rank, attention.plain_dim, attention.turned_dim) == (128, None, 32, 16)
+    assert attention.cached == (1, 128, 16)
+    magnitude = 0.1 * 0.707 * math.log(40) + 1
+    assert attention.scale == pytest.approx(48**-0.5 * magnitude**2)
+    assert attention.rope.amplitude == pytest.approx((0.1 * math.log(40) + 1) / magnitude)
+    assert attention.rope.interleaved
+    assert [(layer.moe is None, layer.mlp and layer.mlp.width) for layer in v2.layers] == [
+        (True, 256),
+        (False, 2 * 64),
+        (False, 2 * 64),
+    ]
+    assert v2.layers[1].moe.router == Router(3, "mlp.gate", renormalize=False, scaling_factor=1.5)  # type: ignore[union-attr]
+    assert all(layer.moe is not None for layer in v3.layers)
+    router = v3.layers[0].moe.router  # type: ignore[union-attr]
+    assert (router.scoring, router.n_groups, router.top_groups, router.group_score) == ("sigmoid", 4, 2, "top2")
+    assert v3.layers[0].attention.scale == 80**-0.5
+    halves = read(config_of("deepseek_v3", rope_interleave=False))
+    assert not halves.layers[0].attention.rope.interleaved
+    alternating = read(config_of("deepseek_v3", moe_layer_freq=2, n_shared_experts=0))
+    assert [(layer.moe is None, layer.mlp is None) for layer in alternating.layers] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_layers_that_predict_further_tokens_are_left_out() -> None:
+    for name in ("deepseek_v2", "deepseek_v3"):
+        config = config_of(name, num_nextn_predict_layers=1)
+        names = [f"model.layers.{index}.input_layernorm.weight" for index in (0, 2, 3, 30)]
+        found = [target.name for target in plan(names, family_of(config).name_map(config))]
+        assert found == names[:2]
+
+
 def test_the_fields_of_qwen3_moe() -> None:
     read_ = read(config_of("qwen3_moe"))
     assert [layer.moe is not None for layer in read_.layers] == [True, False, True]
@@ -100,7 +139,8 @@ def test_gemma4_in_the_dialect_of_per_layer_config() -> None:
 def test_rope_parameters_may_be_left_out_or_old(name: str) -> None:
     config = config_of(name)
     if "rope_theta" in config:
-        new = {**config, "rope_parameters": {"rope_type": "default", "rope_theta": config.pop("rope_theta")}}
+        scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+        new = {**config, "rope_parameters": {**scaling, "rope_theta": config.pop("rope_theta")}}
         assert read(new) == read(config_of(name))
     else:
         assert read(config_of(name, rope_parameters=...)) == read(config)
@@ -116,6 +156,9 @@ UNSUPPORTED = [
     ("qwen3_moe", "partial_rotary_factor", 0.5),
     ("qwen3_moe", "attention_bias", True),
     ("qwen3_moe", "use_sliding_window", True),
+    ("deepseek_v2", "rope_scaling", {"type": "linear", "factor": 2.0}),
+    ("deepseek_v2", "mlp_bias", True),
+    ("deepseek_v3", "partial_rotary_factor", 0.5),
 ]
 
 
@@ -182,6 +225,44 @@ ABSURD: list[tuple[str, str, Any]] = [
     ("gemma4_per_layer", "num_kv_shared_layers", 5),
     ("gemma4_per_layer", "use_double_wide_mlp", 1),
     ("gemma4_per_layer", "use_double_wide_mlp", ...),
+    *(
+        ("deepseek_v3", key, value)
+        for key in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "n_routed_experts")
+        for value in _SIZES
+    ),
+    ("deepseek_v3", "q_lora_rank", 0),
+    ("deepseek_v3", "qk_rope_head_dim", 15),
+    ("deepseek_v3", "head_dim", 80),
+    ("deepseek_v3", "qk_head_dim", 64),
+    ("deepseek_v3", "num_key_value_heads", 2),
+    ("deepseek_v3", "num_experts_per_tok", 9),
+    ("deepseek_v3", "n_group", 3),
+    ("deepseek_v3", "n_group", 8),
+    ("deepseek_v3", "n_group", ...),
+    ("deepseek_v3_groups", "topk_group", 5),
+    ("deepseek_v3_groups", "topk_group", 1),
+    ("deepseek_v3", "routed_scaling_factor", 0),
+    ("deepseek_v3", "routed_scaling_factor", ...),
+    ("deepseek_v3", "scoring_func", "softmax"),
+    ("deepseek_v3", "topk_method", "greedy"),
+    ("deepseek_v3", "rope_interleave", 1),
+    ("deepseek_v3", "first_k_dense_replace", 4),
+    ("deepseek_v3", "first_k_dense_replace", ...),
+    ("deepseek_v3", "moe_layer_freq", 0),
+    ("deepseek_v3", "n_shared_experts", -1),
+    ("deepseek_v2", "scoring_func", "sigmoid"),
+    ("deepseek_v2", "norm_topk_prob", True),
+    ("deepseek_v2", "topk_method", "noaux_tc"),
+    ("deepseek_v2", "topk_method", "group_limited_greedy"),
+    ("deepseek_v2_groups", "topk_group", 5),
+    *(
+        (
+            "deepseek_v2",
+            "rope_scaling",
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **wrong},
+        )
+        for wrong in ({"mscale": 1.0}, {"mscale_all_dim": 1.0}, {"mscale": "1"}, {"factor": 0.5}, {"mscale": -1.0})
+    ),
 ]
 
 
@@ -190,7 +271,9 @@ def test_what_is_absurd_is_refused_by_name(name: str, key: str, value: Any) -> N
     with pytest.raises(ConfigError) as refused:
         read(config_of(name, **{key: value}))
     assert len(str(refused.value)) < 500
-    assert key in str(refused.value) or key in ("num_key_value_heads", "num_local_experts", "global_head_dim")
+    related = {"num_key_value_heads", "num_local_experts", "global_head_dim", "n_routed_experts", "qk_nope_head_dim"}
+    related |= {"topk_group", "topk_method"}
+    assert key in str(refused.value) or key in related
 
 
 def test_a_vocabulary_of_two_sizes_is_refused() -> None:

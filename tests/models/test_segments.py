@@ -54,7 +54,7 @@ def together(made: Decoder, plan: list[list[int]]) -> list[np.ndarray]:
     return [np.concatenate(part) for part in parts]
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer_experts"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer_experts", "deepseek_v3"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_sequences_together_are_what_each_is_alone(name: str, plan: str) -> None:
     folder = tiny.checkpoint(name, "4 bits g64")

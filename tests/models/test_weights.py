@@ -60,7 +60,7 @@ def test_packed_weights_stay_in_the_mapped_file() -> None:
     assert not packed.codes.flags.writeable
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer", "deepseek_v2", "deepseek_v3"])
 def test_every_missing_weight_is_named(name: str) -> None:
     checkpoint, architecture = opened(name)
     for slot in slots(architecture):
@@ -70,7 +70,7 @@ def test_every_missing_weight_is_named(name: str) -> None:
         assert slot.tensor in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer", "deepseek_v2", "deepseek_v3"])
 def test_every_weight_of_another_shape_is_named(name: str) -> None:
     checkpoint, architecture = opened(name)
     for slot in slots(architecture):

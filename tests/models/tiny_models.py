@@ -121,6 +121,46 @@ _GLM: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
 }
+_DEEPSEEK: dict[str, Any] = {
+    **_COMMON,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "max_position_embeddings": 2560,
+    "kv_lora_rank": 128,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 40.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 64,
+    },
+}
+_DEEPSEEK_V3: dict[str, Any] = {
+    **_DEEPSEEK,
+    "kv_lora_rank": 256,
+    "q_lora_rank": 64,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+}
 
 
 @dataclass(frozen=True)
@@ -200,6 +240,34 @@ MODELS |= {
         },
         mlx_differs="experts outside of the best groups score 0 there, and can be chosen before negative ones",
     ),
+    "deepseek_v2": Model("deepseek_v2", {**_DEEPSEEK, "topk_method": "greedy"}),
+    "deepseek_v2_groups": Model(
+        "deepseek_v2",
+        {
+            **_DEEPSEEK,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "q_lora_rank": 64,
+            "n_shared_experts": 1,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek_v3": Model("deepseek_v3", _DEEPSEEK_V3),
+    "deepseek_v3_groups": Model(
+        "deepseek_v3",
+        {
+            **_DEEPSEEK_V3,
+            "n_group": 4,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 0,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        mlx_differs="experts outside of the best groups score 0 there, and can be chosen before negative ones",
+    ),
 }
 
 
@@ -214,7 +282,13 @@ def transformers_config(model: Model) -> Any:
     return Gemma4Config(text_config=text, vision_config=None, audio_config=None, pad_token_id=0, eos_token_id=1)
 
 
-_EXPERTS_KEY = {"qwen3_moe": "num_experts", "olmoe": "num_experts", "glm4_moe": "n_routed_experts"}
+_EXPERTS_KEY = {
+    "qwen3_moe": "num_experts",
+    "olmoe": "num_experts",
+    "glm4_moe": "n_routed_experts",
+    "deepseek_v2": "n_routed_experts",
+    "deepseek_v3": "n_routed_experts",
+}
 """What published configs call the number of experts, where transformers 5 says num_local_experts."""
 
 
@@ -234,7 +308,7 @@ def published_dialect(config: dict[str, Any]) -> dict[str, Any]:
         old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     key = _EXPERTS_KEY.get(old["model_type"])
     if key is not None and key not in old:
-        old[key] = old.pop("num_local_experts")
+        old[key] = old.pop("num_local_experts", None) or old.pop("num_experts")
     per_layer = old.pop("per_layer_config", None)
     if per_layer is not None:
         own = next(iter(per_layer.values()))

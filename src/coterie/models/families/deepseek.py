@@ -15,6 +15,7 @@ from coterie.models.common import (
     MAX_HEADS,
     MAX_LAYERS,
     activation_of,
+    check_groups,
     check_top_k,
     norm_eps_of,
     refuse_if_set,
@@ -151,10 +152,10 @@ def _n_experts(fields: Fields) -> int:
 
 def _router_v2(fields: Fields) -> Router:
     method = fields.choice("topk_method", options=("greedy", "group_limited_greedy"), default="greedy")
-    n_groups, top_groups = (1, 1) if method == "greedy" else _groups(fields)
+    n_groups, top_groups = (1, 1) if method == "greedy" else _groups(fields, smallest=1)
     fields.ignore("n_group", "topk_group")
     return Router(
-        top_k=_top_k(fields, n_groups, top_groups),
+        top_k=_top_k(fields),
         module="mlp.gate",
         renormalize=False,
         n_groups=n_groups,
@@ -164,11 +165,9 @@ def _router_v2(fields: Fields) -> Router:
 
 
 def _router_v3(fields: Fields) -> Router:
-    n_groups, top_groups = _groups(fields)
-    if n_groups > 1 and _n_experts(fields) < 2 * n_groups:
-        raise fields.error("n_group", "groups of two experts or more: a group counts by its two best")
+    n_groups, top_groups = _groups(fields, smallest=2)
     return Router(
-        top_k=_top_k(fields, n_groups, top_groups),
+        top_k=_top_k(fields),
         module="mlp.gate",
         scoring="sigmoid",
         renormalize=fields.boolean("norm_topk_prob", default=True),
@@ -180,21 +179,17 @@ def _router_v3(fields: Fields) -> Router:
     )
 
 
-def _groups(fields: Fields) -> tuple[int, int]:
-    """(groups of experts, how many of them stay in the choice)."""
-    n_groups = fields.integer("n_group", high=MAX_EXPERTS)
-    top_groups = fields.integer("topk_group", high=MAX_EXPERTS)
-    if _n_experts(fields) % n_groups:
-        raise fields.error("n_group", f"a divisor of the number of experts, {_n_experts(fields)}")
-    if top_groups > n_groups:
-        raise fields.error("topk_group", f"at most n_group, {n_groups}")
-    return n_groups, top_groups
-
-
-def _top_k(fields: Fields, n_groups: int, top_groups: int) -> int:
+def _top_k(fields: Fields) -> int:
     top_k = size(fields, "num_experts_per_tok", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, _n_experts(fields) // n_groups * top_groups)
+    check_top_k(fields, "num_experts_per_tok", top_k, _n_experts(fields))
     return top_k
+
+
+def _groups(fields: Fields, *, smallest: int) -> tuple[int, int]:
+    """(groups of experts, how many of them stay in the choice)."""
+    n_groups, top_groups = size(fields, "n_group", high=MAX_EXPERTS), size(fields, "topk_group", high=MAX_EXPERTS)
+    check_groups(fields, _n_experts(fields), _top_k(fields), n_groups, top_groups, smallest=smallest)
+    return n_groups, top_groups
 
 
 def _scaling_factor(fields: Fields) -> float:
