@@ -34,7 +34,7 @@ def ids_of(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("limit", [5, 20, 64, 70, 1000])
 def test_a_store_that_goes_back_and_on_keeps_what_it_says(limit: int, rng: np.random.Generator) -> None:
-    store, seen = LayerStore(2, 4, limit), np.zeros((0, 2, 4), np.float32)
+    store, seen = LayerStore(2, 4, 4, limit), np.zeros((0, 2, 4), np.float32)
     for _ in range(300):
         if rng.random() < 0.3:
             length = int(rng.integers(store.oldest, len(seen) + 1))
@@ -54,7 +54,7 @@ def test_a_store_that_goes_back_and_on_keeps_what_it_says(limit: int, rng: np.ra
 @pytest.mark.parametrize("length", [1, 19, 20, 57, 100])
 def test_a_store_takes_over_what_another_kept(limits: tuple[int, int], length: int) -> None:
     seen = np.random.default_rng(0).standard_normal((length + 5, 2, 4)).astype(np.float32)
-    first, second = (LayerStore(2, 4, limit) for limit in limits)
+    first, second = (LayerStore(2, 4, 4, limit) for limit in limits)
     for position in range(length):
         first.extend(seen[position : position + 1], -seen[position : position + 1])
     second.restore(*first.kept(), length)

@@ -14,7 +14,7 @@ from coterie.arrays import bfloat16
 from coterie.bench.weights import generator, random_packed
 from coterie.checkpoint import NameMap
 from coterie.formats import Format, Packed
-from coterie.models.architecture import Architecture
+from coterie.models.architecture import Architecture, Attention
 from coterie.models.family import Family
 from coterie.models.weights import PLAIN_KINDS, Slot, layer_prefix, slots
 
@@ -89,6 +89,8 @@ def _level(slot: Slot, architecture: Architecture) -> float:
     if slot.layer is None:
         return 1.0
     attention = architecture.layers[slot.layer].attention
+    if not isinstance(attention, Attention):
+        return 1.0
     modules = attention.modules
     if slot.path not in [
         f"{layer_prefix(architecture, slot.layer)}{path}" for path in (modules.query_norm, modules.key_norm)

@@ -75,5 +75,6 @@ def cache_bytes(architecture: Architecture, n_positions: int) -> int:
     for layer in architecture.layers:
         attention = layer.attention
         seen = n_positions if attention.window is None else min(n_positions, attention.window)
-        total += 2 * _F32 * seen * attention.n_kv_heads * attention.head_dim
+        n_heads, key_dim, value_dim = attention.cached
+        total += _F32 * seen * n_heads * (key_dim + value_dim)
     return total

@@ -115,7 +115,7 @@ def _layer_names(layer: Layer, *, fused: bool) -> Iterator[tuple[str, tuple[str,
 
 
 def _single_names(layer: Layer) -> Iterator[tuple[str, str | None]]:
-    yield from _attention_names(layer.attention)
+    yield from _attention_names(_grouped(layer))
     beside_mlp = layer.mlp is not None
     if layer.mlp is not None:
         yield from _mlp_names(layer.mlp)
@@ -123,6 +123,11 @@ def _single_names(layer: Layer) -> Iterator[tuple[str, str | None]]:
         yield from _router_names(layer.moe, beside_mlp=beside_mlp)
     yield "post_ffw_norm.weight", layer.after_branches
     yield "layer_output_scale.weight", layer.scalar
+
+
+def _grouped(layer: Layer) -> Attention:
+    assert isinstance(layer.attention, Attention), "none of the families in _NAMES has another kind"
+    return layer.attention
 
 
 def _attention_names(attention: Attention) -> Iterator[tuple[str, str | None]]:
@@ -159,7 +164,8 @@ def _router_names(moe: Moe, *, beside_mlp: bool) -> Iterator[tuple[str, str | No
 def _write_facts(writer: Any, architecture: Architecture) -> None:
     """The keys that llama.cpp reads; a model without a tokenizer is fed with ids."""
     layers = architecture.layers
-    full = next((layer.attention for layer in layers if layer.attention.window is None), layers[0].attention)
+    attentions = [_grouped(layer) for layer in layers]
+    full = next((attention for attention in attentions if attention.window is None), attentions[0])
     writer.add_block_count(len(layers))
     writer.add_context_length(architecture.context_length)
     writer.add_embedding_length(architecture.hidden_size)
@@ -167,7 +173,7 @@ def _write_facts(writer: Any, architecture: Architecture) -> None:
     writer.add_tokenizer_model("no_vocab")
     writer.add_layer_norm_rms_eps(architecture.norm_eps)
     writer.add_head_count(full.n_heads)
-    writer.add_head_count_kv([layer.attention.n_kv_heads for layer in layers])
+    writer.add_head_count_kv([attention.n_kv_heads for attention in attentions])
     writer.add_key_length(full.head_dim)
     writer.add_value_length(full.head_dim)
     writer.add_rope_dimension_count(full.head_dim)
@@ -184,7 +190,7 @@ def _write_facts(writer: Any, architecture: Architecture) -> None:
 
 
 def _write_gemma4(writer: Any, architecture: Architecture) -> None:
-    attentions = [layer.attention for layer in architecture.layers]
+    attentions = [_grouped(layer) for layer in architecture.layers]
     sliding = next((attention for attention in attentions if attention.window is not None), attentions[0])
     writer.add_sliding_window(sliding.window or architecture.context_length)
     writer.add_sliding_window_pattern([attention.window is not None for attention in attentions])
