@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from models import gpt_oss_layouts
 from models.tiny import transformers_model
 from models.tiny_models import Model
 
@@ -38,8 +39,10 @@ def transformers_logits(model: Model, folder: Path, ids: list[int]) -> np.ndarra
 
 def transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """MLX's names to those of transformers in memory, where gate and up rows of the experts are one matrix."""
-    named = {}
+    named = gpt_oss_layouts.in_memory(weights)
     for name, value in weights.items():
+        if re.fullmatch(gpt_oss_layouts.EXPERTS, name):
+            continue
         nested = re.sub(r"^language_model\.model\.", "model.language_model.", name)
         nested = nested.replace(".block_sparse_moe.", ".mlp.")
         if nested.endswith("self_attn.embed_q.weight"):

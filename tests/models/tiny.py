@@ -10,12 +10,14 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from models import gpt_oss_layouts
 from models.tiny_models import (
     LENGTH,
     MODELS,
@@ -110,6 +112,8 @@ def save_source(model: Model, folder: Path, *, dtype: str = "float32", seed: int
         made.to(getattr(torch, dtype)).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(published_dialect(config)))
+    if model.in_blocks:
+        gpt_oss_layouts.to_blocks(folder)
     write_tokenizer(folder)
 
 
@@ -161,10 +165,21 @@ def source(name: str) -> Path:
 
 @functools.cache
 def _converted(name: str, format_name: str, dtype: str) -> Path:
-    original = _source(name, dtype)
+    original = _readable(_source(name, dtype), MODELS[name])
     target = original.with_name(f"{original.name}-{format_name.replace(' ', '-')}")
     convert(original, target, FORMATS[format_name])
     return target
+
+
+@functools.cache
+def _readable(source: Path, model: Model) -> Path:
+    """A source as mlx-lm can read it."""
+    if model.model_type != "gpt_oss" or model.in_blocks:
+        return source
+    copy = source.with_name(f"{source.name}-plain-experts")
+    shutil.copytree(source, copy)
+    gpt_oss_layouts.to_plain(copy)
+    return copy
 
 
 @functools.cache

@@ -226,6 +226,15 @@ MODELS |= {
         {**_OLMOE, "norm_topk_prob": True, "clip_qkv": 0.75, "num_key_value_heads": 4, "attention_bias": True},
         mlx_differs="it has no clip_qkv",
     ),
+    "gpt_oss": Model("gpt_oss", _GPT_OSS, mlx_differs="it rounds the ends of YaRN's ramp to whole pairs"),
+    "gpt_oss_truncated": Model(
+        "gpt_oss", {**_GPT_OSS, "rope_parameters": {**_GPT_OSS["rope_parameters"], "truncate": True}}
+    ),
+    "gpt_oss_blocks": Model(
+        "gpt_oss",
+        {**_GPT_OSS, "rope_parameters": {**_GPT_OSS["rope_parameters"], "truncate": True}},
+        in_blocks=True,
+    ),
     "glm4_moe": Model("glm4_moe", _GLM),
     "glm4_moe_groups": Model(
         "glm4_moe",

@@ -35,11 +35,11 @@ class Rope:
     parameters: Fields
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, published: bool = False) -> dict[str, Any]:
     """The validated object of `folder`/config.json, untouched. `ConfigError` for anything absurd in its frame.
 
     Checked here: JSON (sizes, duplicates, numbers), `model_type`, keys that name code, and the quantisation. A family
-    checks its own keys with `Fields`.
+    checks its own keys with `Fields`. published: as in `quantization.rules`.
     """
     path = member(folder, CONFIG)
     if not has_member(folder, CONFIG):
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         _refuse_code(section, f"{where}: {prefix}")
     _check_model_type(config, f"{where}: ", required=True)
     _check_model_type(nested or {}, f"{where}: text_config.", required=False)
-    rules(config, where)
+    rules(config, where, published=published)
     if (
         "quantization" not in config
         and "quantization_config" not in config
@@ -126,7 +126,10 @@ def _agree(fields: Fields, source: Fields, old: Fields | None, layer_type: str |
 
 
 def _without_base(rope: Fields) -> dict[str, Any]:
-    values = {"rope_type" if key == "type" else key: value for key, value in rope.values.items() if key != "rope_theta"}
+    elsewhere = ("rope_theta", "partial_rotary_factor")
+    values = {
+        "rope_type" if key == "type" else key: value for key, value in rope.values.items() if key not in elsewhere
+    }
     return {key: value for key, value in values.items() if (key, value) != ("rope_type", "default")}
 
 

@@ -16,7 +16,8 @@ from coterie.checkpoint.config import declared_dtype
 from coterie.checkpoint.dialect import with_published_keys
 from coterie.checkpoint.folder import has_member
 from coterie.checkpoint.layer_plan import DTYPES, Planner, Step
-from coterie.checkpoint.names import HeadPart, LayerFormat, NameMap, Source, plan
+from coterie.checkpoint.layouts import BLOCKS_FORMAT, array_of
+from coterie.checkpoint.names import LayerFormat, NameMap, plan
 from coterie.checkpoint.reader import Checkpoint, open_checkpoint, read_member
 from coterie.checkpoint.writer import MAX_SHARD, checked_target, write_streamed
 from coterie.errors import ArgumentError, NumericError, UnsupportedError
@@ -44,7 +45,7 @@ COPIED = (
 )
 """Files beside the weights that go along as they are."""
 
-_LEFT_OUT_KEYS = ("_name_or_path", "vision_config", "audio_config")
+_LEFT_OUT_KEYS = ("_name_or_path", "vision_config", "audio_config", "quantization_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,17 @@ def convert(
     for rule in overrides:
         _check_pattern(rule.pattern)
     place = checked_target(target, force=force)
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, published=True) as checkpoint:
         _check_source(checkpoint, place)
         name_map = names(checkpoint.config)
         planner = Planner(checkpoint, name_map, default, tuple(overrides), dtype or declared_dtype(checkpoint.config))
-        steps = [planner.step(item) for item in plan(checkpoint.infos, name_map)]
+        steps = planner.steps(plan(checkpoint.infos, name_map))
         planner.check_overrides()
         write_streamed(
             place,
             [step.entries for step in steps],
             _make(checkpoint, steps, progress),
-            _target_config(checkpoint.config, default, planner.recorded, dtype),
+            _target_config(checkpoint.config, default or _packed_format(planner), planner.recorded, dtype),
             extra=_companions(checkpoint.path),
             max_shard=max_shard,
             force=force,
@@ -114,7 +115,7 @@ def convert(
     used = {part.name for step in steps for part in step.target.sources}
     return ConversionReport(
         n_tensors=sum(len(step.entries) for step in steps),
-        n_quantized=sum(step.format is not None for step in steps),
+        n_quantized=sum(step.is_matrix for step in steps),
         n_weights=sum(step.n_weights for step in steps),
         nbytes=sum(entry.nbytes for step in steps for entry in step.entries),
         kept=planner.kept,
@@ -129,7 +130,8 @@ def _make(checkpoint: Checkpoint, steps: Sequence[Step], progress: Progress | No
         if progress is not None:
             progress(done, total, step.target.name)
         values = _values(checkpoint, step)
-        arrays = (values,) if step.format is None else _packed(step.target.name, values, step.format)
+        copied = step.format is None or step.packed_before
+        arrays = (values,) if copied or step.format is None else _packed(step.target.name, values, step.format)
         yield from zip((entry.name for entry in step.entries), arrays, strict=True)
         done += step.nbytes
 
@@ -143,7 +145,7 @@ def _packed(name: str, values: np.ndarray, fmt: Format) -> tuple[np.ndarray, ...
 
 
 def _values(checkpoint: Checkpoint, step: Step) -> np.ndarray:
-    parts = [_part(checkpoint.array(source.name), source) for source in step.target.sources]
+    parts = [array_of(checkpoint.array(source.name), source) for source in step.target.sources]
     array = np.stack(parts) if step.target.stacked else parts[0]
     if array.dtype == step.dtype:
         return array
@@ -156,16 +158,6 @@ def _values(checkpoint: Checkpoint, step: Step) -> np.ndarray:
             code="dtype_overflow",
         )
     return cast
-
-
-def _part(array: np.ndarray, source: Source) -> np.ndarray:
-    if source.part is None:
-        return array
-    if isinstance(source.part, HeadPart):
-        cut = array.reshape(source.part.n_heads, source.part.n_rows, -1)[:, source.part.begin : source.part.end]
-        return np.ascontiguousarray(cut.swapaxes(1, 2) if source.part.transposed else cut)
-    index, n, axis = source.part
-    return np.split(array, n, axis)[index]
 
 
 def _check_pattern(pattern: str) -> None:
@@ -191,6 +183,11 @@ def _check_source(checkpoint: Checkpoint, target: Path) -> None:
             "quantising twice only loses: take the original",
             code="already_quantized",
         )
+
+
+def _packed_format(planner: Planner) -> Format | None:
+    """The format of what is quantised where nothing else is: that of matrices which were published in it."""
+    return BLOCKS_FORMAT if planner.packed_before else None
 
 
 def _target_config(

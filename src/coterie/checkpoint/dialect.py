@@ -32,9 +32,12 @@ def _add_rope(section: dict[str, Any]) -> None:
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         return
     _add(section, "rope_theta", rope["rope_theta"])
-    rest = {key: value for key, value in rope.items() if key != "rope_theta"}
+    _add(section, "partial_rotary_factor", rope.get("partial_rotary_factor"))
+    rest = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if rest.get("rope_type", "default") != "default":
         _add(section, "rope_scaling", rest)
+    else:
+        section.setdefault("rope_scaling", None)
 
 
 def _add_full_layers(section: dict[str, Any]) -> None:

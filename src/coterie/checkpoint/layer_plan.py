@@ -7,9 +7,12 @@ Which layers are quantised, in this order:
     3. inputs that the default group size does not divide stay unquantised, as in mlx-lm
     4. the family's override (a router in 8 bits), unless its own group size does not divide the inputs
     5. the default format
+
+Matrices that were published in mxfp4 keep their codes, whatever the rest gets.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -17,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import FLOAT_DTYPES, bfloat16
-from coterie.checkpoint.names import HeadPart, LayerFormat, NameMap, Target
+from coterie.checkpoint.layouts import BLOCKS_FORMAT, shape_and_dtype
+from coterie.checkpoint.names import LayerFormat, NameMap, Target
+from coterie.checkpoint.quantization import is_in_blocks
 from coterie.checkpoint.reader import Checkpoint
 from coterie.checkpoint.writer import Entry
-from coterie.errors import ArgumentError, CheckpointError
+from coterie.errors import ArgumentError, CheckpointError, UnsupportedError
 from coterie.formats import Format
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": bfloat16}
@@ -29,23 +34,34 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One tensor to make: its logical shape and dtype, and how it is packed."""
+    """One tensor to make: its shape and dtype as it is read, and how it is packed.
+
+    packed_before: the source holds codes or scales of `format` already, which are copied.
+    """
 
     target: Target
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     format: Format | None
     entries: tuple[Entry, ...]
+    packed_before: bool = False
 
     @property
     def n_weights(self) -> int:
-        """Values in the tensor."""
-        return prod(self.shape)
+        """Weights in the tensor; scales have none of their own."""
+        if not self.packed_before or self.format is None:
+            return prod(self.shape)
+        return prod(self.shape) * 32 // self.format.bits if self.is_matrix else 0
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the tensor is a quantised matrix, not the scales of one."""
+        return self.format is not None and self.target.name.endswith(".weight")
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor before it is packed."""
-        return self.n_weights * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class Planner:
@@ -67,6 +83,16 @@ class Planner:
         self.kept: dict[str, str] = {}
         self.recorded: dict[str, dict[str, Any]] = {}
         self.candidates: list[str] = []
+        self.packed_before: set[str] = set()
+
+    def steps(self, targets: Sequence[Target]) -> list[Step]:
+        """The plans of all tensors of the target, in order."""
+        blocks = (item for item in targets if any(part.layout == "mxfp4 blocks" for part in item.sources))
+        self.packed_before = {item.name.removesuffix(".weight") for item in blocks}
+        entry = LayerFormat("", BLOCKS_FORMAT.bits, BLOCKS_FORMAT.group_size, BLOCKS_FORMAT.mode).entry()
+        self.recorded.update(dict.fromkeys(sorted(self.packed_before), entry))
+        self._check_packed_before({item.name for item in targets})
+        return [self.step(item) for item in targets]
 
     def step(self, target: Target) -> Step:
         """The plan for one tensor of the target."""
@@ -74,6 +100,9 @@ class Planner:
         if self.dtype is not None and dtype in FLOAT_DTYPES and self.name_map.may_cast(target.name):
             dtype = self.dtype
         path, _, leaf = target.name.rpartition(".")
+        if path in self.packed_before and leaf in ("weight", "scales"):
+            entry = Entry(target.name, dtype, shape)
+            return Step(target, shape, dtype, BLOCKS_FORMAT, (entry,), packed_before=True)
         fmt = self._format(path, shape, dtype) if leaf == "weight" and len(shape) >= 2 else None
         if fmt is None:
             return Step(target, shape, dtype, None, (Entry(target.name, dtype, shape),))
@@ -84,6 +113,21 @@ class Planner:
         if fmt.mode == "affine":
             entries.append(replace(scales, name=f"{path}.biases"))
         return Step(target, shape, dtype, fmt, tuple(entries))
+
+    def _check_packed_before(self, names: set[str]) -> None:
+        """Blocks come with scales, and a config that declares them is that of a family which has them."""
+        for path in sorted(self.packed_before):
+            if f"{path}.scales" not in names:
+                raise CheckpointError(
+                    f"{path}: found mxfp4 codes without scales, expected both; fetch the checkpoint again",
+                    code="scales_missing",
+                )
+        if is_in_blocks(self.checkpoint.config.get("quantization_config")) and not self.packed_before:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: found quant_method = mxfp4 in config.json and no weight in that layout that "
+                "this family has; take the unquantised original",
+                code="quant_method",
+            )
 
     def check_overrides(self) -> None:
         """After the last step: refuse an override that matches no layer, which would else be a wish unheard."""
@@ -106,25 +150,8 @@ class Planner:
                 f"{list(first.shape)} as in {first.name}; experts of one layer have one shape",
                 code="stack_shape",
             )
-        shape = list(first.shape)
-        part = target.sources[0].part
-        if isinstance(part, HeadPart):
-            if len(shape) != 2 or shape[0] != part.n_heads * part.n_rows:
-                raise CheckpointError(
-                    f"{first.name}: found shape {shape}, expected [{part.n_heads * part.n_rows}, ...]: "
-                    f"{part.n_rows} rows for each of {part.n_heads} heads; the config is not this checkpoint's",
-                    code="split_shape",
-                )
-            shape = list(part.shape(shape[1]))
-        elif part is not None:
-            _, n, axis = part
-            if not -len(shape) <= axis < len(shape) or shape[axis] % n:
-                raise CheckpointError(
-                    f"{first.name}: found shape {shape}, expected one that {n} equal parts along axis {axis} make up",
-                    code="split_shape",
-                )
-            shape[axis] //= n
-        return ((len(infos), *shape) if target.stacked else tuple(shape)), first.dtype
+        shape, dtype = shape_and_dtype(first, target.sources[0])
+        return ((len(infos), *shape) if target.stacked else shape), dtype
 
     def _format(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Format | None:
         if self.default is None or not self.name_map.may_quantize(path):

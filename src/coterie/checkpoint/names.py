@@ -14,6 +14,8 @@ A source tensor walks through five steps, each seeing the result of the one befo
                  group `index`, which must count 0, 1, 2, ... without a gap
     5. whatever is left is copied under its name
 
+A rename or a split may say that the source lies in another `Layout`, which is undone before anything is cut.
+
 Names that are already MLX's match nothing and pass unchanged, so one map serves both kinds of source. Qwen3-MoE:
 
     NameMap(
@@ -26,8 +28,14 @@ Names that are already MLX's match nothing and pass unchanged, so one map serves
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from coterie.errors import CheckpointError
+
+Layout = Literal["same", "transposed", "mxfp4 blocks"]
+"""How a source tensor lies: as in the target; its last two axes exchanged; or bytes [..., groups, 16] of two mxfp4
+codes each, the lower half first, which are the target's 32-bit words [..., 4 * groups].
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +44,21 @@ class Rename:
 
     pattern: str
     template: str
+    layout: Layout = "same"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A tensor cut into `len(templates)` equal parts along `axis` (negative axes count from the end)."""
+    """A tensor cut into `len(templates)` equal parts along `axis` (negative axes count from the end).
+
+    in_turn: part i is the entries i, i + n, i + 2n, ... of the axis instead of a run.
+    """
 
     pattern: str
     templates: tuple[str, ...]
     axis: int = -2
+    layout: Layout = "same"
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +152,15 @@ class NameMap:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the source, or a part of it: `part` is (i, n, axis), the i-th of n equal ones along `axis`."""
+    """A tensor of the source, or a part of it: `part` is (i, n, axis), the i-th of n equal ones along `axis`.
+
+    layout and in_turn as in `Split`; the layout is undone first.
+    """
 
     name: str
     part: tuple[int, int, int] | HeadPart | None = None
+    layout: Layout = "same"
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,29 +191,33 @@ def plan(names: Iterable[str], name_map: NameMap) -> list[Target]:
     return [targets[name] for name in sorted(targets)]
 
 
+_SAME: Layout = "same"
+
+
 def _pieces(name: str, name_map: NameMap) -> list[tuple[str, Source]]:
     """(new name, source) for each part of the tensor `name`: one, or as many as a split makes, or none if dropped."""
     if any(re.fullmatch(pattern, name) for pattern in name_map.drops):
         return []
-    renamed = name
+    renamed, layout = name, _SAME
     for rename in name_map.renames:
         match = re.fullmatch(rename.pattern, name)
         if match:
-            renamed = match.expand(rename.template)
+            renamed, layout = match.expand(rename.template), rename.layout
             break
     for split in name_map.splits:
         match = re.fullmatch(split.pattern, renamed)
         if match:
-            n = len(split.templates)
+            n, layout = len(split.templates), layout if split.layout == _SAME else split.layout
             return [
-                (match.expand(template), Source(name, (i, n, split.axis))) for i, template in enumerate(split.templates)
+                (match.expand(template), Source(name, (i, n, split.axis), layout, split.in_turn))
+                for i, template in enumerate(split.templates)
             ]
     for heads in name_map.heads:
         match = re.fullmatch(heads.pattern, renamed)
         if match:
             pairs = zip(heads.templates, heads.parts, strict=True)
-            return [(match.expand(template), Source(name, part)) for template, part in pairs]
-    return [(renamed, Source(name))]
+            return [(match.expand(template), Source(name, part, layout)) for template, part in pairs]
+    return [(renamed, Source(name, layout=layout))]
 
 
 def _first_stack(name: str, stacks: tuple[Stack, ...]) -> tuple[Stack | None, re.Match[str] | None]:

@@ -59,9 +59,12 @@ class QuantizationRules:
         return fmt
 
 
-def rules(config: Mapping[str, Any], where: str = "config.json") -> QuantizationRules:
-    """The rules in a validated config. `ConfigError` for absurd ones, `UnsupportedError` for other tools' layouts."""
-    declared = _declared(config, where)
+def rules(config: Mapping[str, Any], where: str = "config.json", *, published: bool = False) -> QuantizationRules:
+    """The rules in a validated config. `ConfigError` for absurd ones, `UnsupportedError` for other tools' layouts.
+
+    published: the layout that gpt-oss was published in, which a conversion turns into MLX's, is let through.
+    """
+    declared = _declared(config, where, published=published)
     if declared is None:
         return QuantizationRules(None, {})
     where = f'{where}: "quantization"'
@@ -84,7 +87,12 @@ def rules(config: Mapping[str, Any], where: str = "config.json") -> Quantization
     return QuantizationRules(default, entries)
 
 
-def _declared(config: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def is_in_blocks(declared: Any) -> bool:
+    """Whether a "quantization_config" means experts in mxfp4 as gpt-oss was published."""
+    return isinstance(declared, dict) and declared.get("quant_method") == "mxfp4"
+
+
+def _declared(config: Mapping[str, Any], where: str, *, published: bool) -> dict[str, Any] | None:
     """The one object that declares the quantisation, wherever it stands; None if there is none."""
     if config.get("quantize_activations"):
         raise UnsupportedError(
@@ -104,10 +112,17 @@ def _declared(config: Mapping[str, Any], where: str) -> dict[str, Any] | None:
                 raise ConfigError(
                     f"{where}: {prefix}{key} is {show(value)}, expected an object", code="quantization_type"
                 )
-            found[prefix + key] = value
+            if not (published and is_in_blocks(value)):
+                found[prefix + key] = value
     if not found:
         return None
     for key, value in found.items():
+        if is_in_blocks(value):
+            raise UnsupportedError(
+                f"{where}: {key}: quant_method is mxfp4, the layout that gpt-oss was published in; `coterie convert` "
+                "turns it into MLX's, which Coterie reads",
+                code="quant_method",
+            )
         if "quant_method" in value:
             _refuse_method(value["quant_method"], f"{where}: {key}")
     (first, declared), *others = found.items()

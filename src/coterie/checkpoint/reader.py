@@ -22,12 +22,13 @@ from coterie.errors import CheckpointError, ConfigError
 MAX_MEMBER = 256_000_000
 
 
-def open_checkpoint(path_or_repo: str | Path, *, scan: bool = True) -> "Checkpoint":
+def open_checkpoint(path_or_repo: str | Path, *, scan: bool = True, published: bool = False) -> "Checkpoint":
     """Open the checkpoint in a folder, or fetch it from the hub by its id ("owner/name") first.
 
     scan: read every float and every scale once and refuse NaN, infinity and impossible scales (`scan.py`).
+    published: a source of a conversion, whose experts may lie in mxfp4 as gpt-oss was published.
     """
-    return Checkpoint(local_folder(path_or_repo), scan=scan)
+    return Checkpoint(local_folder(path_or_repo), scan=scan, published=published)
 
 
 class Checkpoint(StoredTensors):
@@ -36,9 +37,9 @@ class Checkpoint(StoredTensors):
     Arrays that were handed out stay valid after `close`.
     """
 
-    def __init__(self, path: Path, *, scan: bool = True) -> None:
-        self.config: dict[str, Any] = read_config(path)
-        super().__init__(path, rules(self.config, str(path / CONFIG)))
+    def __init__(self, path: Path, *, scan: bool = True, published: bool = False) -> None:
+        self.config: dict[str, Any] = read_config(path, published=published)
+        super().__init__(path, rules(self.config, str(path / CONFIG), published=published))
         self._files: dict[str, SafetensorsFile] = {}
         with ExitStack() as on_error:
             on_error.callback(self.close)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.errors import ConfigError, UnsupportedError
-from coterie.models.families import deepseek, gemma4, glm4_moe, mixtral, olmoe, qwen3_moe
+from coterie.models.families import deepseek, gemma4, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from coterie.models.family import Family
 
 _FAMILIES: tuple[Family, ...] = (
@@ -12,6 +12,7 @@ _FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY_V3,
     gemma4.FAMILY,
     glm4_moe.FAMILY,
+    gpt_oss.FAMILY,
     mixtral.FAMILY,
     olmoe.FAMILY,
     qwen3_moe.FAMILY,
