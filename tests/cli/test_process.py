@@ -136,7 +136,9 @@ def read_terminal(descriptor: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["generate", "--help"], ["chat", "--help"], ["convert", "--help"]]
+)
 def test_help_and_version_are_quick_to_start(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom coterie.cli import main\n"
