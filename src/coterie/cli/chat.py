@@ -1,5 +1,6 @@
 """`coterie chat`: messages in, replies on standard output, everything else on standard error."""
 
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -98,7 +99,7 @@ def chat(
             "seed": seed,
             "stop": tuple(stop or ()),
         }
-        messages = _read_history(history)
+        messages = open_history(history)
         loaded = load(model, device)
         conversation = begin(loaded, messages, system=system, plain=plain)
         if max_tokens is None:
@@ -107,10 +108,15 @@ def chat(
         session.run()
 
 
-def _read_history(path: Path | None) -> list[dict[str, Any]]:
-    from coterie.runtime.history import load_history
+def open_history(path: Path | None) -> list[dict[str, Any]]:
+    """The messages in the file; a new file is made, so that one that cannot be written is known before a reply is."""
+    from coterie.runtime.history import load_history, save_history
 
-    return load_history(path) if path is not None and path.exists() else []
+    if path is None:
+        return []
+    if not os.path.lexists(path):
+        save_history(path, [])
+    return load_history(path)
 
 
 def begin(model: "Model", messages: list[dict[str, Any]], *, system: str | None, plain: bool) -> "Conversation":

@@ -1,9 +1,9 @@
 """`coterie generate`: a prompt in, its continuation on standard output, a line of statistics on standard error."""
 
+import os
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -108,7 +108,7 @@ def load(model: str | None, device: str) -> "Model":
     import coterie
 
     # A download draws its own progress, which a spinner would tear.
-    is_local = model is None or Path(model).exists()
+    is_local = model is None or os.path.exists(model)
     with stderr().status(f"Loading {visible(model or 'the bundled model')}") if is_local else nullcontext():
         return coterie.load(model, device=device)
 

@@ -1,6 +1,7 @@
 """Conversations on disk: {"version": 1, "messages": [{"role", "content", ...}, ...]} as JSON, whole or not at all."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def save_history(path: Path, messages: Sequence[Mapping[str, Any]]) -> None:
 
     `RequestError` for an existing file of another kind, `CheckpointError` where writing fails.
     """
-    if path.exists():
+    if os.path.exists(path):
         try:
             load_history(path)
         except RequestError as error:
