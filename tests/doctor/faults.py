@@ -292,6 +292,9 @@ FAULTS: list[tuple[str, str, Break]] = [
     ("chat_template_missing", "affine", tokenizer(with_turns, chat_token)),
     ("chat_template_refused", "affine", text(TEMPLATE, "{% for %}")),
     ("chat_template_refused", "affine", text("chat_template.json", "{")),
+    ("chat_template_refused", "affine", every(text("chat_template.json", "{"), text(TEMPLATE, "x"))),
+    ("chat_template_refused", "affine", text(TEMPLATE, b"\xff\xfe")),
+    ("chat_template_refused", "affine", settings(TOKENIZER_CONFIG, chat_template=5)),
     ("chat_template_refused", "affine", text(TEMPLATE, "{{" + "(" * 5000)),
     ("chat_templates_differ", "affine", every(text(TEMPLATE, "a"), settings(TOKENIZER_CONFIG, chat_template="b"))),
 ]  # fmt: skip

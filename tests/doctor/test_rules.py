@@ -12,6 +12,7 @@ from coterie.doctor.examination import MAX_FINDINGS
 from coterie.errors import CheckpointError, CoterieError
 from coterie.models.families import FAMILIES, family_of
 from coterie.models.weights import read_weights
+from coterie.runtime.chat_template import read_chat_template
 from coterie.runtime.tokenizer import read_tokenizer
 from doctor.faults import FAULTS, NORM, TOGETHER, cast
 from doctor.sick import Break, copy, fill, settings, tensors, write_healthy
@@ -91,6 +92,7 @@ def refusal_of(folder: Path) -> str | None:
             architecture = family.architecture(checkpoint.config)
             read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
             read_tokenizer(checkpoint, architecture.vocab_size)
+            read_chat_template(checkpoint)
     except CoterieError as error:
         return error.code
     return None

@@ -18,6 +18,7 @@ from coterie.doctor.wording import plain
 from coterie.errors import CoterieError
 from coterie.models.families import family_of
 from coterie.models.weights import read_weights
+from coterie.runtime.chat_template import read_chat_template
 from coterie.runtime.tokenizer import read_tokenizer
 
 MAX_FINDINGS = 20
@@ -117,5 +118,6 @@ def _try_to_load(evidence: Evidence) -> None:
             architecture = family.architecture(checkpoint.config)
             read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
             read_tokenizer(checkpoint, architecture.vocab_size)
+            read_chat_template(checkpoint)
     except CoterieError as error:
         evidence.refuse("load", symptom_of(error, "the checkpoint", evidence.folder))

@@ -1,15 +1,14 @@
 """Reading a checkpoint part by part into an `Evidence`, going on where a part fails."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from coterie.checkpoint.config import CODE_KEYS, CONFIG, MAX_CONFIG, read_config
 from coterie.checkpoint.folder import INDEX, MAX_INDEX, has_member, member, weight_files
 from coterie.checkpoint.quantization import QuantizationRules, rules
-from coterie.checkpoint.reader import read_member
+from coterie.checkpoint.reader import MAX_MEMBER, Checkpoint, read_member
 from coterie.checkpoint.safetensors import SafetensorsFile
 from coterie.checkpoint.stored import StoredTensors
 from coterie.checkpoint.strict_json import parse, read_object
@@ -21,10 +20,11 @@ from coterie.errors import CheckpointError, ConfigError, CoterieError, Unsupport
 from coterie.models.architecture import Architecture
 from coterie.models.families import family_of
 from coterie.models.family import Family
-from coterie.runtime.tokenizer import Tokenizer
+from coterie.runtime.chat_template import MAX_TEMPLATE, read_chat_template
+from coterie.runtime.tokenizer import Tokenizer, read_lenient_object
 
 _MAX_LISTED = 10_000
-_MAX_TEMPLATE = 1_000_000
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _MAX_ROUNDS = 8
 _NO_BOUND = 2**31 - 1
 
@@ -182,46 +182,51 @@ def _read_texts(evidence: Evidence) -> None:
             evidence.tokenizer_definition = parsed if isinstance(parsed, dict) else None
             evidence.tokenizer = Tokenizer(definition, vocab_size=_NO_BOUND, eos_ids=(), where="tokenizer.json")
     with evidence.attempt("generation_config", "generation_config.json"):
-        evidence.generation_config = _object(folder, "generation_config.json", lenient=False)
-    with evidence.attempt("tokenizer_config", "tokenizer_config.json"):
-        evidence.tokenizer_config = _object(folder, "tokenizer_config.json", lenient=True)
-    with evidence.attempt("chat_template", "chat_template.jinja"):
-        _read_templates(evidence)
+        content = read_member(folder, "generation_config.json")
+        if content is not None:
+            evidence.generation_config = _object(parse(content, "generation_config.json", ConfigError, prefix="config"))
+    # What reads these files asks a checkpoint for nothing but texts, and there is none that is whole here.
+    texts = cast(Checkpoint, _Texts(folder))
+    with evidence.attempt("tokenizer_config", TOKENIZER_CONFIG):
+        if has_member(folder, TOKENIZER_CONFIG):
+            evidence.tokenizer_config = read_lenient_object(texts, TOKENIZER_CONFIG)
+    if "tokenizer_config" not in evidence.refused:
+        with evidence.attempt("chat_template", "chat_template.jinja"):
+            read_chat_template(texts)
+    if "chat_template" not in evidence.refused:
+        with evidence.attempt("other_template", "chat_template.json"):
+            _read_templates(evidence)
 
 
-def _object(folder: Path, name: str, *, lenient: bool) -> dict[str, Any] | None:
-    """A JSON object; `lenient` for a file that is full of numbers without a limit, where only some texts are wanted."""
-    content = read_member(folder, name)
-    if content is None:
-        return None
-    if lenient:
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError) as cause:
-            raise ConfigError(
-                f"found broken JSON, expected an object; fetch {name} again", code="config_not_json"
-            ) from cause
-    else:
-        value = parse(content, name, ConfigError, prefix="config")
+class _Texts:
+    """A folder whose texts can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read_member(self, name: str, limit: int = MAX_MEMBER) -> bytes | None:
+        """As `Checkpoint.read_member`."""
+        return read_member(self.path, name, limit)
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"found no JSON object, expected one; fetch {name} again", code="config_type")
+        raise ConfigError("found no JSON object, expected one; fetch the file again", code="config_type")
     return value
 
 
 def _read_templates(evidence: Evidence) -> None:
     """The default chat template from each place where readers look for it."""
     name = "chat_template.jinja"
-    content = read_member(evidence.folder, name, _MAX_TEMPLATE)
+    content = read_member(evidence.folder, name, MAX_TEMPLATE)
     if content is not None:
         evidence.chat_templates[name] = content.decode("utf-8", errors="replace")
-    described = (evidence.tokenizer_config or {}).get("chat_template")
-    if isinstance(described, list):
-        named = [item for item in described if isinstance(item, dict) and item.get("name") == "default"]
-        described = named[0].get("template") if named else None
-    if isinstance(described, str):
-        evidence.chat_templates["tokenizer_config.json"] = described
-    older = read_member(evidence.folder, "chat_template.json", _MAX_TEMPLATE)
-    if older is not None:
-        value = parse(older, "chat_template.json", ConfigError, prefix="config")
-        if isinstance(value, dict) and isinstance(value.get("chat_template"), str):
-            evidence.chat_templates["chat_template.json"] = value["chat_template"]
+    older = read_member(evidence.folder, "chat_template.json", MAX_TEMPLATE)
+    legacy = {} if older is None else _object(parse(older, "chat_template.json", ConfigError, prefix="config"))
+    for file, fields in ((TOKENIZER_CONFIG, evidence.tokenizer_config or {}), ("chat_template.json", legacy)):
+        described = fields.get("chat_template")
+        if isinstance(described, list):
+            named = [item for item in described if isinstance(item, dict) and item.get("name") == "default"]
+            described = named[0].get("template") if named else None
+        if isinstance(described, str):
+            evidence.chat_templates[file] = described

@@ -33,7 +33,8 @@ def published_key_missing(evidence: Evidence) -> Iterator[Symptom]:
     for prefix, section in evidence.sections:
         complete = told if not prefix else told["text_config"]
         for key in complete:
-            if section.get(key) is None and complete[key] is not None:
+            # Which name the number of experts is published under depends on the family, and no reader has a default.
+            if key != "num_experts" and section.get(key) is None and complete[key] is not None:
                 found = f"no {key}, only its newer spelling"
                 advice = f'add "{key}": {plain(str(complete[key]), 60)} to {prefix.rstrip(".") or CONFIG}'
                 yield Symptom(f"{CONFIG}: {prefix}{key}", found, plain(str(complete[key]), 60), advice)

@@ -24,14 +24,17 @@ def chat_template_missing(evidence: Evidence) -> Iterator[Symptom]:
         yield Symptom(_TEMPLATE, found, f"{_TEMPLATE}, or one in tokenizer_config.json", "fetch it from the original")
 
 
-@rule(Level.WARNING)
+@rule(Level.ERROR)
 def chat_template_refused(evidence: Evidence) -> Iterator[Symptom]:
-    """A chat template cannot be read, or is not a template. It is parsed to see that, never run."""
-    yield from (replace(symptom, cause=None) for symptom in evidence.refused.get("chat_template", ()))
+    """A chat template cannot be read. A warning where the text can be read and is no template, or where the file is not
+    the one that counts. Templates are parsed to see that, never run."""
+    yield from evidence.refused.get("chat_template", ())
+    for symptom in evidence.refused.get("other_template", ()):
+        yield replace(symptom, level=Level.WARNING, cause=None)
     for where, template in evidence.chat_templates.items():
         problem = _problem(template)
         if problem is not None:
-            yield Symptom(where, problem, "a Jinja template", "fetch it from the original")
+            yield Symptom(where, problem, "a Jinja template", "fetch it from the original", Level.WARNING)
 
 
 @rule(Level.WARNING)

@@ -1,7 +1,6 @@
 """Rules about tokens: ids against the embedding's rows, where texts end, and what the files say about both."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from coterie.checkpoint.config import CONFIG
@@ -89,12 +88,9 @@ def tokenizer_truncates(evidence: Evidence) -> Iterator[Symptom]:
 
 @rule(Level.ERROR)
 def generation_config_refused(evidence: Evidence) -> Iterator[Symptom]:
-    """generation_config.json or tokenizer_config.json is not a JSON object. The second is a warning where it is not
-    needed to know how texts end."""
+    """generation_config.json or tokenizer_config.json is not a JSON object."""
     yield from evidence.refused.get("generation_config", ())
-    known = any(value is not None for _, value in _stated(evidence, "eos"))
-    for symptom in evidence.refused.get("tokenizer_config", ()):
-        yield replace(symptom, level=Level.WARNING, cause=None) if known else symptom
+    yield from evidence.refused.get("tokenizer_config", ())
 
 
 @rule(Level.ERROR, "config", "tokenizer")
