@@ -1,8 +1,9 @@
-"""`coterie info`: what a checkpoint holds, in figures; nothing is run and no weight is read."""
+"""`coterie info`: what a checkpoint holds, in figures, and how fast it can be here; no weight is read."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,34 +11,107 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from coterie.cli.console import print_json, stdout, visible
+from coterie.cli.console import print_json, stderr, stdout, visible
 from coterie.cli.failures import guarded
+from coterie.cli.interrupts import Interrupts
 from coterie.cli.options import AsJson, Debug
+from coterie.errors import RequestError
 
 if TYPE_CHECKING:
+    from coterie.bench.estimate import Estimate
     from coterie.models.description import Description, WeightDescription
+
+_CONTEXT = 4096
 
 
 def info(
     model: Annotated[
         str | None, typer.Argument(help="A folder or a hub id. Without it, the bundled model.", show_default=False)
     ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB/S", help="Take this read bandwidth instead of measuring it.", min=1e-3, show_default=False
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure the machine's read bandwidth: about a second.")
+    ] = True,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens before the one that is estimated.", min=1, show_default="4096, or all there is"),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show family, sizes, experts, quantisation by layer, active parameters, bytes read per token."""
-    with guarded(as_json=as_json, debug=debug):
+    """Show family, sizes, experts, quantisation by layer, bytes read per token, and the tokens a second they allow.
+
+    The tokens a second are an upper limit, from the machine's read bandwidth and the bytes that one token reads.
+    """
+    with guarded(as_json=as_json, debug=debug) as interrupts:
         from coterie.runtime import describe
 
         description = describe(model)
+        limit = None
+        if measure or bandwidth is not None:
+            limit = speed_limit(model, description, bandwidth, context, interrupts)
         if as_json:
-            print_json({"model": model, **asdict(description)})
+            estimate = None if limit is None else limit.record()
+            print_json({"model": model, **asdict(description), "estimate": estimate})
             return
         console = stdout()
         console.print(Text(f"{description.family} · {visible(model or 'the bundled model')}", style="bold"))
-        console.print(facts(description))
+        grid = facts(description)
+        if limit is not None:
+            for name, fact in speed_facts(limit):
+                grid.add_row(name, fact)
+        console.print(grid)
         console.print()
         console.print(table(description))
+
+
+def speed_limit(
+    model: str | None, description: "Description", given: float | None, context: int | None, interrupts: Interrupts
+) -> "Estimate":
+    """The upper limit of decoding, from a bandwidth that is `given` in GB/s or measured now."""
+    from coterie.bench.estimate import Bandwidth, estimate, measure_bandwidth
+    from coterie.runtime.loading import read_architecture
+
+    if given is not None and not isfinite(given):
+        raise RequestError(f"--bandwidth is {given}, expected GB/s, a finite number", code="bandwidth")
+    architecture = read_architecture(model)
+    tokens = min(_CONTEXT, architecture.context_length) if context is None else context
+    limit = estimate(architecture, description, Bandwidth((given or 1) * 1e9), tokens)
+    if given is not None:
+        return limit
+    with stderr().status("Measuring the read bandwidth, about a second (--no-measure leaves it out)"):
+        return replace(limit, bandwidth=measure_bandwidth(interrupts.check))
+
+
+def speed_facts(limit: "Estimate") -> list[tuple[str, str]]:
+    """The limit, what it is computed from, and where the bandwidth comes from."""
+    rate, measured = limit.bandwidth.byte_rate, limit.bandwidth.measured
+    source = "as given"
+    if measured is not None:
+        spread = f"{measured.low / 1e9:.1f} to {measured.high / 1e9:.1f} in {measured.n} passes"
+        source = f"measured now, {limit.bandwidth.n_threads} threads, {spread}"
+    rows = [
+        ("speed limit", f"{speed(limit.tokens_per_second)} tokens/s at most, one sequence: what reading alone allows"),
+        (
+            "computed from",
+            f"{rate / 1e9:.1f} GB/s over {size(limit.weight_bytes)} of weights and {size(limit.cache_bytes)} of "
+            f"keys and values after {limit.context:,} tokens",
+        ),
+        ("bandwidth", f"{rate / 1e9:.1f} GB/s, {source}"),
+    ]
+    if limit.fits_cache:
+        rows.append(("", "all weights fit the processor's cache, which is faster: the limit may not hold"))
+    return rows
+
+
+def speed(tokens_per_second: float) -> str:
+    """Two digits or a whole number: 0.42, 3.1, 412, 12,345."""
+    return f"{tokens_per_second:,.0f}" if tokens_per_second >= 10 else f"{tokens_per_second:.2g}"
 
 
 def facts(model: "Description") -> Table:

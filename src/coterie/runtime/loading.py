@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import open_checkpoint
+from coterie.checkpoint import local_folder, open_checkpoint, read_config
 from coterie.errors import ArgumentError, BackendUnavailableError
+from coterie.models.architecture import Architecture
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
 from coterie.models.description import describe as describe_checkpoint
@@ -47,6 +48,12 @@ def describe(path_or_repo: str | Path | None = None) -> Description:
     """What a checkpoint holds, from its headers and its config alone; the same errors as `load`."""
     with open_checkpoint(_location(path_or_repo), scan=False) as checkpoint:
         return describe_checkpoint(family_of(checkpoint.config).architecture(checkpoint.config), checkpoint)
+
+
+def read_architecture(path_or_repo: str | Path | None = None) -> Architecture:
+    """The decoder that a checkpoint's config asks for; the same errors as `load`."""
+    config = read_config(local_folder(_location(path_or_repo)))
+    return family_of(config).architecture(config)
 
 
 def _location(path_or_repo: str | Path | None) -> str | Path:
