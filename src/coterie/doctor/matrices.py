@@ -6,7 +6,7 @@ from coterie.arrays import dtype_name
 from coterie.doctor.evidence import Evidence
 from coterie.errors import CoterieError
 from coterie.formats import Format, Packed
-from coterie.models.weights import Slot, layer_prefix, stored
+from coterie.models.weights import PLAIN_KINDS, Slot, layer_prefix, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def matrices(evidence: Evidence) -> list[Matrix]:
     assert evidence.weights is not None
     found = []
     for slot in evidence.slots:
-        if len(slot.shape) < 2 or slot.tensor not in evidence.weights.infos:
+        if slot.kind in PLAIN_KINDS or slot.tensor not in evidence.weights.infos:
             continue
         try:
             value = stored(slot, evidence.weights)

@@ -11,7 +11,7 @@ from coterie.doctor.matrices import refusals, without_mode
 from coterie.doctor.registry import rule
 from coterie.doctor.wording import by_layer, counted, listed, plain, size
 from coterie.errors import CoterieError
-from coterie.models.weights import Slot
+from coterie.models.weights import PLAIN_KINDS, Slot
 
 
 @rule(Level.ERROR, "weights", "architecture")
@@ -71,7 +71,7 @@ def tensor_dtype(evidence: Evidence) -> Iterator[Symptom]:
     kinds: dict[str, list[str]] = {}
     for slot in evidence.slots:
         info = infos.get(slot.tensor)
-        if len(slot.shape) == 1 and info is not None and info.dtype not in FLOAT_DTYPES:
+        if slot.kind in PLAIN_KINDS and info is not None and info.dtype not in FLOAT_DTYPES:
             kinds.setdefault(info.dtype.name, []).append(slot.tensor)
     for dtype, names in kinds.items():
         for where, _ in by_layer(names):
