@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "arrays", "formats", "checkpoint", "ops", "moe"},
     "runtime": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "bundled"},
     "bundled": {"errors"},
+    "inspect": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime"},
     "cli": {
         "errors",
         "arrays",
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime",
         "bench",
         "doctor",
+        "inspect",
         "coterie",
     },
     "doctor": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime", "bundled"},
@@ -54,6 +56,7 @@ HEAVY = (
     "rich",
     "typer",
     "jinja2",
+    "matplotlib",
 )
 MAY_FIND_MODULES_BY_NAME = {"ops/dispatch.py", "__init__.py"}
 

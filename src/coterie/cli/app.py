@@ -11,6 +11,7 @@ from coterie.cli.convert import convert
 from coterie.cli.doctor import doctor
 from coterie.cli.generate import generate
 from coterie.cli.info import info
+from coterie.cli.inspect import inspect
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,4 +41,5 @@ app.command()(chat)
 app.command()(convert)
 app.command()(info)
 app.command()(doctor)
+app.command()(inspect)
 app.add_typer(bench, name="bench")

@@ -63,6 +63,12 @@ class Tokenizer:
         """Every token's spelling and id, added tokens included."""
         return dict(self._inner.get_vocab(with_added_tokens=True))
 
+    def label(self, token_id: int) -> str:
+        """A token as people read it: its text, special tokens by name, bytes that are no text alone as \\xNN."""
+        if token_id in self._special:
+            return str(self._inner.id_to_token(token_id))
+        return self._spell(token_id).decode("utf-8", "backslashreplace")
+
     def _spell(self, token_id: int) -> bytes:
         token = None if token_id in self._special else self._inner.id_to_token(token_id)
         return b"" if token is None else self._spelling.bytes_of(token)
