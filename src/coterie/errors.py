@@ -10,7 +10,8 @@
     ├── CapacityError               memory, context length or time budget is exceeded
     └── NumericError                NaN or infinity where numbers must be finite
 
-Every message says what was found, what was expected, where, and what to do.
+Every message says what was found, what was expected, where, and what to do. `MemoryShortage` is a warning, no error: a
+model runs, and slowly.
 """
 
 
@@ -70,3 +71,7 @@ class NumericError(CoterieError):
     """A value that must be finite is NaN or infinite."""
 
     default_code = "numeric"
+
+
+class MemoryShortage(UserWarning):
+    """A model's weights do not fit into the memory that is available: it runs, and reads them from the disk."""

@@ -185,7 +185,7 @@ def test_batches_that_are_none_are_refused(qwen: Model, arguments: dict[str, Any
 
 def test_caches_of_all_seats_must_fit(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     one = KeyValueCache.nbytes_for(qwen._decoder.architecture, chunk=1, limit=100)
-    monkeypatch.setattr("coterie.runtime.model._physical_memory", lambda: 2.5 * one)
+    monkeypatch.setattr("coterie.runtime.memory.physical_memory", lambda: 2.5 * one)
     ids = tiny.token_ids(90)
     assert len(qwen.generate_batch([ids] * 5, max_tokens=11, max_batch_size=2)) == 5
     with pytest.raises(CapacityError):

@@ -21,7 +21,7 @@ from coterie.errors import (
 )
 from coterie.runtime import Model, load
 from coterie.runtime import generation as generation_module
-from coterie.runtime.model import check_memory
+from coterie.runtime.memory import check_memory
 from models import tiny
 
 PROMPT = "def read_lines(path):"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.bench.machine import peak_memory
 from coterie.bench.measure import Clock
 from coterie.models.architecture import Architecture
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
 from coterie.runtime.cache import CHUNK, KeyValueCache
 from coterie.runtime.generation import prefill
+from coterie.runtime.memory import peak_memory
 
 _F32 = 4
 

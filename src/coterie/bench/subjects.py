@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie import bundled
-from coterie.bench.machine import available_memory
 from coterie.bench.random_model import RandomCheckpoint, weight_bytes
 from coterie.bench.real_models import RealModel
 from coterie.bench.subject import Subject
@@ -17,6 +16,7 @@ from coterie.models.description import describe
 from coterie.models.families import family_of
 from coterie.models.weights import read_weights
 from coterie.ops import dispatch
+from coterie.runtime.memory import available_memory, physical_memory
 
 _SHARE = 0.7
 """Of the memory that is available, what the weights of everybody together may take."""
@@ -61,7 +61,8 @@ def layers_that_fit(
 
     `wanted` layers are taken instead, if they fit. `CapacityError` where they, or a single layer, do not.
     """
-    free = available_memory() if available is None else available
+    known = available_memory() if available is None else available
+    free = int(min(physical_memory(), 1 << 60)) if known is None else known
 
     def needed(n_layers: int) -> int:
         config = model.config_with(n_layers)

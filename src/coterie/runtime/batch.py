@@ -94,6 +94,7 @@ class BatchStream:
 def _take(seats: Sequence[_Seat], logits: np.ndarray) -> Iterator[BatchPiece]:
     """Each seat takes its row of logits [B, V]."""
     for seat, row in zip(seats, logits, strict=True):
+        seat.text.cache_nbytes = seat.cache.nbytes
         piece = BatchPiece(seat.index, seat.text.take(row), seat.text.finish_reason)
         if piece.text or piece.finish_reason is not None:
             yield piece

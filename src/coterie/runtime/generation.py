@@ -28,6 +28,7 @@ class Generation:
     None while there is more to come. timings in seconds: load (of the model), prefill (the prompt's pass), first_token
     (from the request to the first token) and decode (from the first token to the last). logprobs: one record for each
     token, if they were asked for. n_cached_tokens: tokens of the prompt that a prompt cache had and that were not read.
+    cache_nbytes: bytes of the keys and values of the prompt and the text.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Generation:
     timings: dict[str, float]
     logprobs: tuple[TokenLogprob, ...] | None = None
     n_cached_tokens: int = 0
+    cache_nbytes: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -85,7 +87,7 @@ class Continuation:
         load_seconds: float = 0.0,
     ) -> None:
         self.prompt_ids = prompt_ids
-        self.n_cached_tokens = 0
+        self.n_cached_tokens = self.cache_nbytes = 0
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._request = request
@@ -136,6 +138,7 @@ class Continuation:
             n_prompt_tokens=len(self.prompt_ids),
             timings=dict(self._timings),
             n_cached_tokens=self.n_cached_tokens,
+            cache_nbytes=self.cache_nbytes,
             logprobs=None if self._request.logprobs is None else tuple(self._sampler.logprobs),
         )
 
@@ -182,6 +185,7 @@ class Stream:
                     return
                 logits = self._decoder.logits(self._decoder.hidden(text.token_ids[-1:], cache))
         finally:
+            text.cache_nbytes = cache.nbytes
             if kept is not None:
                 kept.put(cache, [*text.prompt_ids, *text.token_ids])
 
@@ -195,4 +199,6 @@ def cache_for(decoder: Decoder, text: Continuation) -> KeyValueCache:
 def read_prompt(decoder: Decoder, text: Continuation, cache: KeyValueCache) -> np.ndarray:
     """`prefill` of what the cache does not have of the prompt yet."""
     text.n_cached_tokens = cache.length
-    return prefill(decoder, text.prompt_ids[cache.length :], cache)
+    logits = prefill(decoder, text.prompt_ids[cache.length :], cache)
+    text.cache_nbytes = cache.nbytes
+    return logits

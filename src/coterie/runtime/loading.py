@@ -1,11 +1,12 @@
 """`load`: from a folder or an id of the hub to a `Model`."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint import local_folder, open_checkpoint, read_config
-from coterie.errors import ArgumentError, BackendUnavailableError
+from coterie.errors import ArgumentError, BackendUnavailableError, MemoryShortage
 from coterie.models.architecture import Architecture
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
@@ -14,6 +15,7 @@ from coterie.models.families import family_of
 from coterie.models.weights import read_weights
 from coterie.ops import dispatch
 from coterie.runtime.chat_template import read_chat_template
+from coterie.runtime.memory import available_memory, shortage
 from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import read_tokenizer
 
@@ -28,11 +30,14 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Mod
 
     Every byte of the weights is checked once; they then stay in the mapped files. device is "auto" or "cpu": this
     version runs whole models on the CPU, and any other known device is a `BackendUnavailableError`. `CheckpointError`,
-    `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint.
+    `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
+    memory are a warning, `MemoryShortage`, that says what a token then costs.
     """
     started = time.perf_counter()
     backend = _decoder_backend(device)
-    with open_checkpoint(_location(path_or_repo)) as checkpoint:
+    folder = local_folder(_location(path_or_repo))
+    _warn_of_shortage(folder)
+    with open_checkpoint(folder) as checkpoint:
         family = family_of(checkpoint.config)
         architecture = family.architecture(checkpoint.config)
         weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
@@ -54,6 +59,21 @@ def read_architecture(path_or_repo: str | Path | None = None) -> Architecture:
     """The decoder that a checkpoint's config asks for; the same errors as `load`."""
     config = read_config(local_folder(_location(path_or_repo)))
     return family_of(config).architecture(config)
+
+
+def _warn_of_shortage(folder: Path) -> None:
+    """`MemoryShortage` before the first byte of the weights is read; their headers are read only if files are large."""
+    available = available_memory()
+    try:
+        n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    except OSError:
+        # Whatever is wrong with the files, reading them says it by name.
+        return
+    if available is None or n_bytes <= available:
+        return
+    told = shortage(describe(folder), available)
+    if told is not None:
+        warnings.warn(told, MemoryShortage, stacklevel=3)
 
 
 def _location(path_or_repo: str | Path | None) -> str | Path:

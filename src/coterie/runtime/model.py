@@ -1,7 +1,5 @@
 """`Model`: a loaded checkpoint, ready to compute logits and to write text."""
 
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +7,9 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from coterie.errors import CapacityError, RequestError, UnsupportedError
+from coterie.arrays import as_numpy
+from coterie.errors import RequestError, UnsupportedError
+from coterie.formats import Packed
 from coterie.models.decoder import Decoder
 from coterie.models.description import Description
 from coterie.models.fingerprint import fingerprint
@@ -18,6 +18,7 @@ from coterie.runtime.batch import MAX_BATCH_SIZE, MAX_SEATS, BatchStream
 from coterie.runtime.cache import CHUNK, KeyValueCache
 from coterie.runtime.chat_template import ChatTemplate
 from coterie.runtime.generation import Continuation, Generation, Stream, chunks
+from coterie.runtime.memory import MemoryUse, check_memory, memory_use
 from coterie.runtime.messages import Messages
 from coterie.runtime.prompt_cache import PromptCache
 from coterie.runtime.request import Options, check_encodable, checked, checked_ids, checked_integer
@@ -59,6 +60,11 @@ class Model:
     def describe(self) -> Description:
         """Family, sizes, formats by layer, experts, parameters and bytes read for one token."""
         return self._description
+
+    def memory(self) -> MemoryUse:
+        """Bytes that this process takes, and how much of them are the model's weights, which are mapped, not copied."""
+        parts = (weight.codes if isinstance(weight, Packed) else weight for weight in self._decoder.weights.values())
+        return memory_use(self._description.nbytes, (as_numpy(part).ctypes.data for part in parts))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -258,21 +264,3 @@ class Model:
                 code="request_context",
             )
         return ids
-
-
-def check_memory(nbytes: int) -> None:
-    """`CapacityError` for more bytes than the machine has."""
-    total = _physical_memory()
-    if nbytes > total:
-        raise CapacityError(
-            f"the keys and values of so many tokens take {nbytes / 2**30:.1f} GiB, and the machine has "
-            f"{total / 2**30:.1f}; shorten the prompt or ask for fewer tokens",
-            code="cache_memory",
-        )
-
-
-def _physical_memory() -> float:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf

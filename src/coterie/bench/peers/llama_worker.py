@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from coterie.bench.machine import peak_memory
+from coterie.runtime.memory import peak_memory
 
 _UBATCHES = (512, 128)
 _ERROR_LEVEL = 4
