@@ -5,7 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from coterie.backends.cpu import isa
 from coterie.backends.cpu.decoder import attention, elementwise, matrices
+from coterie.backends.cpu.isa import ISAS, runs_here
 from coterie.formats import Format, Packed
 from coterie.formats.codec import dequantize_f64, quantize
 from coterie.models.rope import default_rope, proportional_rope, rotation_table
@@ -96,6 +98,10 @@ ATTENTION = [
     (48, 8, 8, 64, 0, 16, 63),
     (31, 8, 2, 64, 70, None, 128),
     (5, 2, 1, 128, 3, 1, 5),
+    (130, 8, 2, 128, 0, None, 130),
+    (70, 6, 2, 80, 65, None, 135),
+    (70, 32, 2, 20, 3, 40, 109),
+    (3, 48, 2, 64, 200, 100, 102),
 ]
 
 
@@ -121,6 +127,44 @@ def test_attention(
     found = attention.attend(queries, keys, values, start, window, dims**-0.5, sinks)
     # An error e in a score changes its share by a factor exp(e); scores are sums of `dims` products of size 1.
     assert worst_row(found, expected) < 16 * EPS * np.sqrt(dims)
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in ISAS if runs_here(kind)])
+def test_attention_with_every_instruction_set(name: str, rng: np.random.Generator) -> None:
+    """Rows, keys and dims that fill no tile, and values that are narrower than keys."""
+    queries = rng.standard_normal((37, 8, 40)).astype(np.float32)
+    keys = rng.standard_normal((2, 93, 40)).astype(np.float32)
+    values = rng.standard_normal((2, 93, 24)).astype(np.float32)
+    poison_unseen(keys, values, 75, 37, 50)
+    padded = np.concatenate([values, np.zeros((2, 93, 16), np.float32)], -1)
+    expected = PLAIN.attend(queries, keys, padded, 75, 50, 0.2)[..., :24]
+    isa.use(name)
+    try:
+        found = attention.attend(queries, keys, values, 75, 50, 0.2)
+        alone = attention.attend(queries[-1:], keys, values, 111, 50, 0.2)
+    finally:
+        isa.use()
+    assert worst_row(found, expected) < 16 * EPS * np.sqrt(40)
+    assert worst_row(alone, expected[-1:]) < 16 * EPS * np.sqrt(40)
+
+
+def test_attention_to_far_apart_scores(rng: np.random.Generator) -> None:
+    """Scores that rise and fall by hundreds from block to block leave neither NaN nor what has been outdone."""
+    keys = np.zeros((1, 200, 16), np.float32)
+    keys[0, :, 0] = 300 * np.sin(np.arange(200) / 9)
+    values = rng.standard_normal((1, 200, 16)).astype(np.float32)
+    queries = np.ones((20, 1, 16), np.float32)
+    expected = PLAIN.attend(queries, keys, values, 180, None, 1.0)
+    assert worst_row(attention.attend(queries, keys, values, 180, None, 1.0), expected) < 300 * 16 * EPS
+
+
+def test_a_nan_in_a_key_is_seen(rng: np.random.Generator) -> None:
+    keys, values = (rng.standard_normal((1, 8, 16)).astype(np.float32) for _ in range(2))
+    keys[0, 2, 5] = np.nan
+    queries = rng.standard_normal((4, 2, 16)).astype(np.float32)
+    found = attention.attend(queries, keys, values, 0, None, 0.25)
+    assert np.isfinite(found[:2]).all()
+    assert np.isnan(found[2:]).all()
 
 
 def poison_unseen(keys: np.ndarray, values: np.ndarray, start: int, n_tokens: int, window: int | None) -> None:

@@ -6,12 +6,12 @@ the end. For many queries R numbers a pair cost more than making keys and values
 head. Both ways compute the same sums in another order.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from coterie.backends.cpu.columns import multiply_columns
-from coterie.backends.cpu.decoder.attention import block_length, hidden_pairs, masked_softmax
 from coterie.backends.cpu.decoder.matrices import dense_part
 from coterie.backends.cpu.linear import gathered
 from coterie.backends.cpu.matrix import matrix_for
@@ -19,7 +19,8 @@ from coterie.formats import Packed
 
 Weight = Packed | np.ndarray
 
-_NO_SINKS = np.full((1, 1), -np.inf, np.float32)
+_SCORES = 1 << 21
+"""Scores held at a time: 8 MiB of f32."""
 
 
 def attend_latent(
@@ -65,8 +66,7 @@ def _among_latents(
         seen = slice(0, start + end)
         scores = absorbed[begin:end].reshape(-1, rank) @ latents[seen].T
         scores += np.ascontiguousarray(turned[begin:end]).reshape(len(scores), -1) @ keys[seen].T
-        by_query = scores.reshape(end - begin, n_heads, -1)
-        shares = masked_softmax(by_query, hidden_pairs(start + begin, start + end, 0, None), _NO_SINKS)
+        shares = _shares(scores.reshape(end - begin, n_heads, -1), start + begin)
         out[begin:end] = (shares.reshape(scores.shape) @ latents[seen]).reshape(end - begin, n_heads, rank)
     return out
 
@@ -91,15 +91,27 @@ def _expanded(
             seen = slice(0, start + end)
             scores = queries[begin:end, head] @ head_keys[seen].T
             scores += turned[begin:end, head] @ keys[seen].T
-            shares = masked_softmax(scores[:, None], hidden_pairs(start + begin, start + end, 0, None), _NO_SINKS)
+            shares = _shares(scores[:, None], start + begin)
             out[begin:end, head] = shares[:, 0] @ head_values[seen]
     return out
 
 
+def _shares(scores: np.ndarray, position: int) -> np.ndarray:
+    """The softmax of scores [t, heads, j] of queries at `position` and after, which do not see what comes later."""
+    n_queries, _, n_seen = scores.shape
+    hidden = np.arange(n_seen) > position + np.arange(n_queries)[:, None, None]
+    np.copyto(scores, -np.inf, where=hidden)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
 def _blocks(n_tokens: int, start: int, group: int) -> Iterator[tuple[int, int]]:
-    """Runs of queries, few enough that their scores fit a few MiB."""
+    """Runs of queries, few enough that their scores fit: b queries have b * group * (before them + b)."""
     begin = 0
     while begin < n_tokens:
-        end = min(n_tokens, begin + block_length(start + begin, group))
+        half = (start + begin) / 2
+        end = min(n_tokens, begin + max(1, int(math.sqrt(half * half + _SCORES / group) - half)))
         yield begin, end
         begin = end
