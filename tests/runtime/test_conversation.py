@@ -6,6 +6,7 @@ import pytest
 
 from coterie.errors import RequestError
 from coterie.runtime import ChatTemplate, Model, load
+from coterie.runtime.cache import LayerStore
 from coterie.runtime.conversation import Conversation, joined
 from models import tiny
 from runtime.templates_made import TEMPLATES, TOKENS, said
@@ -100,3 +101,48 @@ def test_a_message_that_alone_does_not_fit_is_refused_and_changes_nothing(
     assert conversation.messages == before
     assert conversation.n_left_out == 0
     assert reply(conversation, "y") is not None
+
+
+def test_only_what_is_new_is_read(model: Model) -> None:
+    conversation = Conversation(model, said(system="s"))
+    reply(conversation, "one " * 20)
+    stream = conversation.ask("two", max_tokens=2)
+    assert list(stream) is not None
+    made = stream.generation
+    assert made.n_prompt_tokens - made.n_cached_tokens < 80 < made.n_cached_tokens
+
+
+@pytest.mark.parametrize("strike", [1, 2, 4, 7, 11])
+def test_a_reply_that_was_struck_anywhere_leaves_the_next_one_whole(
+    model: Model, strike: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation(model)
+    first = reply(conversation, "one")
+    calls = 0
+
+    def extend(self: LayerStore, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == strike:
+            raise KeyboardInterrupt
+        return honest(self, *arguments)
+
+    honest = LayerStore.extend
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerStore, "extend", extend)
+        stream = conversation.ask("two", max_tokens=6)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in stream:
+                pass
+    kept = stream.generation.text
+    conversation.add("two", kept)
+    third = reply(conversation, "three")
+    assert third == model.chat(said("one", first, "two", kept, "three"), max_tokens=6).text
+
+
+def test_a_reply_that_was_left_in_the_middle_leaves_the_next_one_whole(model: Model) -> None:
+    conversation = Conversation(model)
+    stream = conversation.ask("one", max_tokens=9)
+    kept = next(iter(stream))
+    conversation.add("one", kept)
+    assert reply(conversation, "two") == model.chat(said("one", kept, "two"), max_tokens=6).text
