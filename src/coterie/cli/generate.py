@@ -155,9 +155,10 @@ def statistics(generation: "Generation", reason: str) -> str:
     """One line: tokens and speed of the prompt and of the text, the time to the first token, why it ended."""
     if not generation.token_ids:
         return f"{generation.n_prompt_tokens} prompt tokens · {reason}"
+    cached = f", {generation.n_cached_tokens} of them known" if generation.n_cached_tokens else ""
     return " · ".join(
         (
-            f"{generation.n_prompt_tokens} prompt tokens{speed(generation.prompt_tokens_per_second)}",
+            f"{generation.n_prompt_tokens} prompt tokens{cached}{speed(generation.prompt_tokens_per_second)}",
             f"first token after {generation.timings['first_token']:.2f} s",
             f"{len(generation.token_ids)} tokens{speed(generation.tokens_per_second)}",
             reason,
