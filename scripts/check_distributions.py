@@ -12,6 +12,8 @@ IN_WHEEL = (
     "coterie/bundled/model.safetensors",
     "coterie/bundled/config.json",
     "coterie/bundled/tokenizer.json",
+    "coterie/backends/mlx/metal/kernels/route.metal",
+    "coterie/backends/mlx/metal/shared/selection.metal",
 )
 IN_SDIST = ("src/coterie/bundled/model.safetensors", "tests/test_house.py", "README.md", "LICENSE", "pyproject.toml")
 MODEL_LIMIT = 12_000_000

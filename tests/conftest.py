@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import zlib
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,22 @@ def _has_cuda() -> bool:
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
 
 
+@cache
+def _has_metal() -> bool:
+    """MLX is asked only where it can have a GPU: importing it costs time."""
+    if sys.platform != "darwin":
+        return False
+    mx = pytest.importorskip("mlx.core")
+    return bool(mx.metal.is_available())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `cuda` where there is no NVIDIA GPU."""
+    """Skip tests marked `cuda` where there is no NVIDIA GPU, those marked `metal` where there is none of Apple's."""
     for item in items:
         if item.get_closest_marker("cuda") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; nvidia-smi lists none here"))
+        if item.get_closest_marker("metal") and not _has_metal():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU of Apple's; MLX has none here"))
 
 
 @pytest.fixture(scope="session")

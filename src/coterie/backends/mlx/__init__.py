@@ -1,4 +1,5 @@
-"""The verbs on MLX arrays: MLX's own operations and compositions of them, lazy like MLX itself.
+"""The verbs on MLX arrays: MLX's own operations and compositions of them, lazy like MLX itself;
+on a GPU of Apple's also Metal kernels of our own.
 
 Nothing here waits for the device, except `quantize`, which must look at the values to refuse what cannot be quantised.
 What is computed is f32 between input and output: MLX's CPU sums in the dtype of the input, where bf16 would lose most

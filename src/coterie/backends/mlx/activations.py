@@ -4,19 +4,25 @@ import math
 
 import mlx.core as mx
 
+from coterie.backends.mlx.metal import activations as metal
+from coterie.backends.mlx.metal import launch
 from coterie.ops.activations import CLAMP, SIGMOID_SLOPE
 
 
 def glu(gate: mx.array, up: mx.array, activation: str) -> mx.array:
-    return gated(gate.astype(mx.float32), up.astype(mx.float32), activation).astype(gate.dtype)
+    if launch.usable():
+        return metal.glu(gate, up, activation)
+    return _gated(gate.astype(mx.float32), up.astype(mx.float32), activation).astype(gate.dtype)
 
 
 def glu_fused(gate_up: mx.array, activation: str) -> mx.array:
+    if launch.usable():
+        return metal.glu_fused(gate_up, activation)
     gate, up = mx.split(gate_up, 2, axis=-1)
     return glu(gate, up, activation)
 
 
-def gated(gate: mx.array, up: mx.array, activation: str) -> mx.array:
+def _gated(gate: mx.array, up: mx.array, activation: str) -> mx.array:
     if activation == "silu":
         return gate * mx.sigmoid(gate) * up
     if activation == "gelu_tanh":

@@ -1,12 +1,14 @@
-"""The experts layer, composed of MLX's gathered products."""
+"""The experts layer, composed of MLX's gathered products; for few tokens on a GPU of Apple's two kernels of our own."""
 
 from typing import Any
 
 import mlx.core as mx
 
-from coterie.backends.mlx.activations import gated
+from coterie.backends.mlx.activations import glu, glu_fused
 from coterie.backends.mlx.combine import weighted_sum
 from coterie.backends.mlx.matmul import gather_mm, gather_qmm
+from coterie.backends.mlx.metal import experts as metal
+from coterie.backends.mlx.metal import launch
 from coterie.backends.mlx.routing import group
 from coterie.formats import Packed
 from coterie.ops.routing import Routing
@@ -17,6 +19,8 @@ _GROUPED_FROM = 64
 
 def moe(x: mx.array, routing: Routing, experts: Any) -> mx.array:
     k = routing.ids.shape[-1]
+    if routing.ids.size < _GROUPED_FROM and launch.usable() and metal.fit(experts):
+        return metal.moe(x, routing, experts)
     tokens = x.reshape(-1, x.shape[-1]).astype(mx.float32)
     ids = routing.ids.reshape(-1)
     if ids.size < _GROUPED_FROM:
@@ -32,10 +36,10 @@ def _mlp(rows: mx.array, ids: mx.array, experts: Any, ascending: bool) -> mx.arr
     """Each row [R, H] through the expert of its id."""
     gate = _project(rows, ids, experts.gate, experts.gate_bias, ascending)
     if experts.up is None:
-        gate, up = mx.split(gate, 2, axis=-1)
+        hidden = glu_fused(gate, experts.activation)
     else:
-        up = _project(rows, ids, experts.up, experts.up_bias, ascending)
-    return _project(gated(gate, up, experts.activation), ids, experts.down, experts.down_bias, ascending)
+        hidden = glu(gate, _project(rows, ids, experts.up, experts.up_bias, ascending), experts.activation)
+    return _project(hidden, ids, experts.down, experts.down_bias, ascending)
 
 
 def _project(

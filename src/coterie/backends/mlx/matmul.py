@@ -3,6 +3,8 @@
 import mlx.core as mx
 
 from coterie.backends.mlx.dtypes import promoted
+from coterie.backends.mlx.metal import launch
+from coterie.backends.mlx.metal import matvec as metal
 from coterie.formats import Packed
 
 
@@ -64,6 +66,8 @@ def gather_mm(
 
 
 def matvec(weight: mx.array, x: mx.array) -> mx.array:
+    if launch.usable():
+        return metal.matvec(weight, x, promoted(weight.dtype, x.dtype))
     product = weight.astype(mx.float32) @ x.astype(mx.float32)
     return product.astype(promoted(weight.dtype, x.dtype))
 

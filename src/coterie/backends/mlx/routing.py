@@ -4,6 +4,8 @@ of equals.
 
 import mlx.core as mx
 
+from coterie.backends.mlx.metal import launch
+from coterie.backends.mlx.metal import routing as metal
 from coterie.ops.routing import SIGMOID_SUM_FLOOR, RouteSpec
 
 _ID_BITS = mx.array(31, mx.uint64)
@@ -12,6 +14,8 @@ _OUTSIDE_BIT = mx.array(63, mx.uint64)
 
 
 def route(logits: mx.array, spec: RouteSpec) -> tuple[mx.array, mx.array]:
+    if launch.usable() and metal.fits(logits.shape[-1]):
+        return metal.route(logits, spec)
     usable = mx.isfinite(logits.max(-1, keepdims=True))
     scores = mx.softmax(logits, axis=-1, precise=True) if spec.scoring == "softmax" else mx.sigmoid(logits)
     choice = logits if spec.selects_by_logits else scores
@@ -44,6 +48,8 @@ def best(scores: mx.array, k: int, outside: mx.array | None = None) -> mx.array:
 def gather_topk_weights(
     probs: mx.array, ids: mx.array, per_expert_scale: mx.array | None, top_k: int
 ) -> tuple[mx.array, mx.array]:
+    if launch.usable():
+        return ids, metal.gather_topk_weights(probs, ids, per_expert_scale)
     chosen = mx.take_along_axis(probs, ids[..., :top_k], -1)
     total = chosen.sum(-1, keepdims=True)
     weights = mx.where(total > 0, chosen / total, 0)
