@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from coterie.checkpoint import write_safetensors
-from coterie.doctor import Report, examine
+from coterie.doctor import RULES, Report, examine
+from coterie.doctor.findings import Symptom
 from coterie.errors import ArgumentError
 from doctor.sick import copy, write_healthy
 
@@ -163,3 +165,14 @@ def test_only_a_place_that_is_none_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError):
         examine(tmp_path / "nothing")
     check(examine(tmp_path))
+
+
+def test_what_a_rule_forgets_to_escape_is_escaped(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(_: object) -> Iterator[Symptom]:
+        yield Symptom(ESCAPE, ESCAPE * 1000, "x" * 10_000, "\n")
+
+    rule = RULES["weights_missing"]
+    monkeypatch.setitem(RULES, rule.code, replace(rule, check=careless))
+    report = examine(healthy, values=False)
+    assert [finding.code for finding in report.findings] == [rule.code]
+    check(report)

@@ -164,12 +164,13 @@ def matrix_unquantized(evidence: Evidence) -> Iterator[Symptom]:
 def router_bits(evidence: Evidence) -> Iterator[Symptom]:
     """A router has fewer than 8 bits. It is small, and its rounding sends tokens to other experts."""
     few: dict[str, list[str]] = {}
-    for matrix in _routers(evidence):
+    routers = _routers(evidence)
+    for matrix in routers:
         if matrix.format is not None and matrix.format.bits < _ROUTER_BITS:
             few.setdefault(str(matrix.format), []).append(matrix.path)
     for name, paths in few.items():
         for where, _ in by_layer(paths):
-            advice = "convert again with 8 bits for the router, as in --override '.*gate=8:64'"
+            advice = f"convert the original again with --override '.*{routers[0].module}=8:64'"
             yield Symptom(where, name, f"at least {_ROUTER_BITS} bits, or unquantised", advice)
 
 
