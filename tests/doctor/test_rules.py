@@ -9,6 +9,7 @@ import pytest
 from coterie.checkpoint import open_checkpoint
 from coterie.doctor import RULES, Level, examination, examine
 from coterie.doctor.examination import MAX_FINDINGS
+from coterie.doctor.gather import gather
 from coterie.errors import CheckpointError, CoterieError
 from coterie.models.families import FAMILIES, family_of
 from coterie.models.weights import read_weights
@@ -131,3 +132,11 @@ def test_several_faults_are_found_at_once(healthy: dict[str, Path], tmp_path: Pa
     for break_ in breaks.values():
         break_(folder)
     assert {finding.code for finding in examine(folder).findings} == set(broken)
+
+
+def test_rules_without_weights_know_the_family(healthy: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(healthy["affine"], tmp_path / "sick")
+    (folder / "model.safetensors").write_bytes(b"")
+    evidence = gather(folder)
+    assert evidence.weights is None
+    assert len(evidence.slots) > 10

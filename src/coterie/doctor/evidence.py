@@ -81,7 +81,7 @@ class Evidence:
     def slots(self) -> list[Slot]:
         """Every weight that the architecture asks for; needs `architecture`."""
         assert self.architecture is not None
-        return list(slots(self.architecture, self.weights.infos))
+        return list(slots(self.architecture, () if self.weights is None else self.weights.infos))
 
     @property
     def drops(self) -> tuple[str, ...]:
