@@ -9,7 +9,8 @@ from coterie.backends.cpu import isa
 from coterie.backends.cpu.decoder import attention, elementwise, matrices
 from coterie.backends.cpu.isa import ISAS, runs_here
 from coterie.formats import Format, Packed
-from coterie.formats.codec import dequantize_f64, quantize
+from coterie.formats.codec import dequantize, dequantize_f64, quantize
+from coterie.formats.spec import AFFINE_BITS, AFFINE_GROUP_SIZES
 from coterie.models.rope import default_rope, proportional_rope, rotation_table
 from models.plain_backend import PlainBackend
 
@@ -244,6 +245,19 @@ def test_rows_of_a_packed_embedding(mode: str, dtype: str, rng: np.random.Genera
     found = matrices.embed(packed, [7, 0, 7])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=4 * EPS, atol=4 * EPS)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+@pytest.mark.parametrize("group_size", AFFINE_GROUP_SIZES)
+def test_rows_of_every_affine_format(bits: int, group_size: int, rng: np.random.Generator) -> None:
+    """Codes that straddle two words too; one rounding for the product, and one for the sum."""
+    fmt = Format.resolve("affine", bits, group_size)
+    packed = Packed(*quantize(rng.standard_normal((9, 256), np.float32), fmt), bits, group_size, "affine")
+    assert packed.biases is not None
+    expected = dequantize(packed.codes, packed.scales, packed.biases, fmt, np.float32)
+    assert np.array_equal(matrices.embed(packed, [8, 0, 8]), expected[[8, 0, 8]])
+    stack = Packed(*(part.reshape(3, 3, -1) for part in (packed.codes, packed.scales, packed.biases)), bits, group_size)
+    assert np.array_equal(matrices.dense_part(stack, 1), expected[3:6])
 
 
 def as_stored(weight: np.ndarray, aligned: bool) -> np.ndarray:

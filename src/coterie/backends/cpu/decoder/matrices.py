@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import bfloat16
+from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.linear import linear as product
 from coterie.backends.cpu.matrix import matrix_for
 from coterie.formats import Packed
@@ -26,12 +27,34 @@ def dense_part(weight: Packed | np.ndarray, index: Any) -> np.ndarray:
     """weight[index], an index of leading axes, as f32 without further rounding."""
     if not isinstance(weight, Packed):
         return _widened(weight[index])
-    scales = weight.scales[index]
-    biases = None if weight.biases is None else weight.biases[index]
-    if biases is not None:
-        # The codec computes in the dtype of the scales; in f32 the stored numbers meet as they are.
-        scales, biases = _widened(scales), _widened(biases)
-    return dequantize(weight.codes[index], scales, biases, weight.format, np.float32)
+    # A copy: parts of a file may be unaligned.
+    codes, scales = np.array(weight.codes[index]), weight.scales[index]
+    if weight.biases is None:
+        return dequantize(codes, scales, None, weight.format, np.float32)
+    # The codec computes in the dtype of the scales; in f32 the stored numbers meet as they are.
+    scales, biases = _widened(scales), _widened(weight.biases[index])
+    out = np.empty((*codes.shape[:-1], weight.shape[-1]), np.float32)
+    flat = (part.reshape(-1, part.shape[-1]) for part in (codes, scales, biases, out))
+    _decode_affine(*flat, weight.bits, weight.group_size)
+    return out
+
+
+@njit
+def _decode_affine(codes, scales, biases, out, bits, group_size):
+    """out [R, K] = scale * code + bias, rounded after each of the two; codes u32 [R, words]."""
+    mask = np.uint32((1 << bits) - 1)
+    words = group_size * bits // 32
+    for row in range(out.shape[0]):
+        for group in range(scales.shape[1]):
+            scale, bias = scales[row, group], biases[row, group]
+            part = out[row, group * group_size : (group + 1) * group_size]
+            stream = codes[row, group * words : (group + 1) * words]
+            for index in range(group_size):
+                word, shift = (index * bits) >> 5, (index * bits) & 31
+                value = stream[word] >> np.uint32(shift)
+                if shift + bits > 32:
+                    value |= stream[word + 1] << np.uint32(32 - shift)
+                part[index] = scale * np.float32(value & mask) + bias
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:
