@@ -12,13 +12,16 @@ from coterie.backends.cpu.kernels.vector import F32, Vectors
 
 TILE_ROWS = 6
 DOT_ROWS = 8
-_TILE_VECTORS = {"avx512": 4, "avx2": 2, "neon": 4, "portable": 2}
-"""Vectors beside each other in a tile: TILE_ROWS times as many accumulators fit the registers."""
 
 
 def tile_width(isa: Isa) -> int:
     """Columns of a tile."""
-    return _TILE_VECTORS[isa.name] * isa.lanes
+    return _tile_vectors(isa) * isa.lanes
+
+
+def _tile_vectors(isa: Isa) -> int:
+    """Vectors beside each other in a tile: TILE_ROWS times as many accumulators fit the registers."""
+    return 4 if isa.tile_rows * isa.tile_tokens >= 4 * TILE_ROWS else 2
 
 
 @intrinsic(prefer_literal=True)
@@ -43,7 +46,7 @@ def outer_tile(
 def _outer(
     v: Vectors, rows: int, a: Any, a_stride: Any, b: Any, b_stride: Any, c: Any, c_stride: Any, count: Any, fresh: Any
 ) -> None:
-    builder, width = v.builder, _TILE_VECTORS[v.isa.name]
+    builder, width = v.builder, _tile_vectors(v.isa)
     lines = [builder.add(c, builder.mul(c_stride, v.integer(row))) for row in range(rows)]
     sources = [builder.add(a, builder.mul(a_stride, v.integer(row))) for row in range(rows)]
     sums = [[v.variable(v.zero()) for _ in range(width)] for _ in range(rows)]
