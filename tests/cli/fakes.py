@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from coterie.runtime.generation import Generation
+from coterie.runtime.memory import MemoryUse
 
 
 class FakeStream:
@@ -43,6 +44,10 @@ class FakeModel:
         """Stands in for `coterie.load`."""
         self.loaded = (path, device)
         return self
+
+    def memory(self) -> MemoryUse:
+        """Stands in for `Model.memory`."""
+        return MemoryUse(peak=3 << 30, resident=2 << 30, weights=1 << 30, weights_resident=1 << 29)
 
     def stream(self, prompt: str, **options: Any) -> FakeStream:
         """Stands in for `Model.stream`."""

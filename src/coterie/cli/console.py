@@ -4,10 +4,15 @@ import json
 import os
 import sys
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+
+from coterie.errors import MemoryShortage
 
 KEPT_IN_TEXT = "\n\t"
 """Control characters that generated text may hold on a terminal."""
@@ -44,6 +49,24 @@ def say(text: str | Text, style: str = "") -> None:
     console = stderr()
     line = Text(text, style=style) if isinstance(text, str) else text
     console.print(line, soft_wrap=not console.is_terminal)
+
+
+@contextmanager
+def warnings_on(console: Console) -> Iterator[None]:
+    """Inside, what the library warns of is one line on the console; warnings of others are shown as ever."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MemoryShortage)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, MemoryShortage):
+                line = Text.assemble(("warning", "bold yellow"), " ", visible(str(message)))
+                console.print(line, soft_wrap=not console.is_terminal)
+            else:
+                others(message, category, *rest)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def print_json(value: Any) -> None:

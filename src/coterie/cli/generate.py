@@ -4,12 +4,13 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from coterie.cli.console import print_json, say, stderr, visible, write_text
+from coterie.cli.console import print_json, say, stderr, visible, warnings_on, write_text
 from coterie.cli.failures import Exit, guarded
 from coterie.cli.interrupts import Interrupts
 from coterie.cli.options import (
@@ -28,10 +29,12 @@ from coterie.cli.options import (
     TopP,
     parsed_biases,
 )
+from coterie.cli.prompts import read_prompts
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
     from coterie.runtime.generation import Generation, Stream
+    from coterie.runtime.memory import MemoryUse
     from coterie.runtime.model import Model
 
 _ECHOED = 2_000
@@ -39,7 +42,9 @@ _ECHOED = 2_000
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - reads standard input.", show_default=False)
+    ] = None,
     model: ModelName = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Temperature = 0.9,
@@ -56,36 +61,77 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     stop: Stop = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue each line of this file, side by side; a .jsonl file has a prompt and its options a line.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="With --prompts: so many texts side by side.")] = 8,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(help="Do not read again what this file has of the prompt; it is written.", show_default=False),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Continue a text with a mixture-of-experts model.
+    """Continue a text, or several, with a mixture-of-experts model.
 
     The text streams to standard output, everything else goes to standard error. With --json one object comes at the
     end: text, token ids, finish reason, timings. Ctrl-C keeps what was made so far.
     """
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("expected a prompt, or --prompts with a file of them", param_hint="PROMPT")
     if logprobs is not None and not as_json:
         raise typer.BadParameter("log-probabilities are printed with --json", param_hint="--logprobs")
     with guarded(as_json=as_json, debug=debug) as interrupts:
-        text = read_prompt(prompt)
-        stream = load(model, device).stream(
-            text,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=parsed_biases(logit_bias or ()),
-            logprobs=logprobs,
-            seed=seed,
-            stop=tuple(stop or ()),
-        )
-        interrupted = drain(stream, interrupts, prompt=text, as_json=as_json)
-        finish(stream.generation, interrupted=interrupted, as_json=as_json)
+        options = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": parsed_biases(logit_bias or ()),
+            "logprobs": logprobs,
+            "seed": seed,
+            "stop": tuple(stop or ()),
+        }
+        if prompts is not None:
+            from coterie.cli.generate_many import generate_many
+
+            asked = read_prompts(prompts)
+            loaded = load(model, device)
+            generate_many(loaded, asked, options, batch_size, prompt_cache, interrupts, as_json=as_json)
+        else:
+            text = read_prompt(str(prompt))
+            _generate_one(load(model, device), text, options, prompt_cache, interrupts, as_json=as_json)
+
+
+def _generate_one(
+    model: "Model",
+    prompt: str,
+    options: dict[str, Any],
+    prompt_cache: Path | None,
+    interrupts: Interrupts,
+    *,
+    as_json: bool,
+) -> None:
+    if prompt_cache is None:
+        stream = model.stream(prompt, **options)
+        interrupted = drain(stream, interrupts, prompt=prompt, as_json=as_json)
+    else:
+        cache = model.prompt_cache(prompt_cache if prompt_cache.exists() else None)
+        stream = model.stream(prompt, cache=cache, **options)
+        interrupted = drain(stream, interrupts, prompt=prompt, as_json=as_json)
+        stream.close()
+        say(f"prompt cache: {cache.note}", style="dim")
+        cache.save(prompt_cache)
+    finish(stream.generation, model.memory(), interrupted=interrupted, as_json=as_json)
 
 
 def read_prompt(argument: str) -> str:
@@ -109,7 +155,9 @@ def load(model: str | None, device: str) -> "Model":
 
     # A download draws its own progress, which a spinner would tear.
     is_local = model is None or os.path.exists(model)
-    with stderr().status(f"Loading {visible(model or 'the bundled model')}") if is_local else nullcontext():
+    console = stderr()
+    status = console.status(f"Loading {visible(model or 'the bundled model')}") if is_local else nullcontext()
+    with status, warnings_on(console):
         return coterie.load(model, device=device)
 
 
@@ -140,13 +188,15 @@ def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: boo
     return interrupted
 
 
-def finish(generation: "Generation", *, interrupted: bool, as_json: bool) -> None:
+def finish(generation: "Generation", memory: "MemoryUse", *, interrupted: bool, as_json: bool) -> None:
     """Print the statistics, or the JSON object; an interrupted generation keeps its text and exits with 130."""
     reason = "interrupted" if interrupted else generation.finish_reason
     if as_json:
-        print_json({**asdict(generation), "finish_reason": reason})
+        print_json({**asdict(generation), "finish_reason": reason, "memory": asdict(memory)})
     else:
-        say(statistics(generation, str(reason)), style="dim")
+        say(
+            f"{statistics(generation, str(reason))} · {memory_statistics(memory, generation.cache_nbytes)}", style="dim"
+        )
     if interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
 
@@ -164,6 +214,14 @@ def statistics(generation: "Generation", reason: str) -> str:
             reason,
         )
     )
+
+
+def memory_statistics(memory: "MemoryUse", cache_nbytes: int) -> str:
+    """ "peak 1.2 GiB, 0.9 GiB of it mapped weights, cache 3.1 MiB"."""
+    from coterie.runtime.memory import size
+
+    weights = "" if memory.weights_resident is None else f", {size(memory.weights_resident)} of it mapped weights"
+    return f"peak {size(memory.peak)}{weights}, cache {size(cache_nbytes)}"
 
 
 def speed(tokens_per_second: float) -> str:

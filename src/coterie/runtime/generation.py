@@ -1,7 +1,7 @@
 """Prefill and decode: from a prompt's ids to a stream of text, one token at a time."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,7 +170,11 @@ class Stream:
         """What has been made so far; after the last piece, the whole."""
         return self._continuation.generation
 
-    def _run(self) -> Iterator[str]:
+    def close(self) -> None:
+        """End it here; a prompt cache gets back what has been read."""
+        self._running.close()
+
+    def _run(self) -> Generator[str, None, None]:
         """Pieces of text, none of them empty, as soon as it is certain that they belong to it."""
         text, kept = self._continuation, self._prompt_cache
         text.begin()
