@@ -79,7 +79,7 @@ def step_logits(decoder: Decoder, texts: list[list[int]], forced: list[int]) -> 
 
 
 @pytest.mark.parametrize("form", ["4 bits g64", "8 bits g64", "mxfp4", "plain"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer_experts"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_per_layer_experts", "deepseek_v2", "deepseek_v3"])
 def test_logits_of_a_batch_are_those_of_each_alone_bit_for_bit(name: str, form: str) -> None:
     decoder, forced = load(tiny.checkpoint(name, form))._decoder, tiny.token_ids(6, seed=9)
     together = step_logits(decoder, prompts(), forced)

@@ -17,7 +17,7 @@ from coterie.runtime.prompt_cache import PromptCache
 from models import tiny
 
 Tensors = dict[str, np.ndarray]
-FAMILIES = ["qwen3_moe", "gemma4", "gemma4_per_layer"]
+FAMILIES = ["qwen3_moe", "gemma4", "gemma4_per_layer", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
