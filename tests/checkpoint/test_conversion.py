@@ -21,6 +21,7 @@ SOURCES = {
     ("gemma4", "bfloat16"),
     ("gemma4_text", "float16"),
     ("gemma4_per_layer", "bfloat16"),
+    ("gemma4_unified", "bfloat16"),
     ("deepseek_v2", "float32"),
     ("deepseek_v3", "bfloat16"),
 }

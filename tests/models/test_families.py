@@ -223,6 +223,8 @@ ABSURD: list[tuple[str, str, Any]] = [
     *(("gemma4_per_layer", "vocab_size_per_layer_input", value) for value in (0, tiny.VOCABULARY - 1, 5e2, "512", ...)),
     *(("gemma4", "num_kv_shared_layers", value) for value in (-1, 3, 4, 2**70, 1.0, "1", True)),
     ("gemma4_per_layer", "num_kv_shared_layers", 5),
+    ("gemma4_unified", "hidden_size_per_layer_input", 64),
+    ("gemma4_unified", "enable_moe_block", True),
     ("gemma4_per_layer", "use_double_wide_mlp", 1),
     ("gemma4_per_layer", "use_double_wide_mlp", ...),
     *(

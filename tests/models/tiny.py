@@ -57,14 +57,12 @@ def token_ids(length: int = LENGTH, seed: int = 0) -> list[int]:
 
 def transformers_model(model: Model) -> Any:
     """A model of transformers in f32 with its starting values."""
-    from transformers import AutoModelForCausalLM, Gemma4ForConditionalGeneration
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = transformers_config(model)
     config.dtype = "float32"
-    if model.model_type == "gemma4":
-        made = Gemma4ForConditionalGeneration(config)
-    else:
-        made = AutoModelForCausalLM.from_config(config)
+    kind = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    made = kind.from_config(config)
     made.set_attn_implementation("eager")
     return made.eval()
 

@@ -208,9 +208,13 @@ _GEMMA_SMALL: dict[str, Any] = {
     "num_kv_shared_layers": 3,
     "use_double_wide_mlp": True,
 }
+_GEMMA_ONLY = {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "enable_moe_block", "num_experts"}
+_GEMMA_ONLY |= {"top_k_experts", "moe_intermediate_size"}
 MODELS["gemma4_per_layer"] = Model(
     "gemma4", {**_GEMMA_SMALL, "enable_moe_block": False, "attention_k_eq_v": False, "num_key_value_heads": 1}
 )
+_UNIFIED = {key: value for key, value in _GEMMA_SMALL.items() if key not in _GEMMA_ONLY}
+MODELS["gemma4_unified"] = Model("gemma4_unified", {**_UNIFIED, "attention_k_eq_v": True})
 MODELS["gemma4_per_layer_experts"] = Model("gemma4_text", {**_GEMMA_SMALL, "use_double_wide_mlp": False})
 
 MODELS |= {
@@ -282,13 +286,18 @@ MODELS |= {
 
 def transformers_config(model: Model) -> Any:
     """The config object of transformers."""
-    from transformers import AutoConfig, Gemma4Config, Gemma4TextConfig
+    from transformers import AutoConfig
 
     fields = copy.deepcopy(model.fields)
-    if model.model_type != "gemma4":
+    if model.model_type not in _NESTED:
         return AutoConfig.for_model(model.model_type, **fields)
-    text = Gemma4TextConfig(**fields)
-    return Gemma4Config(text_config=text, vision_config=None, audio_config=None, pad_token_id=0, eos_token_id=1)
+    text = AutoConfig.for_model(f"{model.model_type}_text", **fields)
+    nothing = dict.fromkeys(("vision_config", "audio_config"))
+    return AutoConfig.for_model(model.model_type, text_config=text, **nothing, pad_token_id=0, eos_token_id=1)
+
+
+_NESTED = ("gemma4", "gemma4_unified")
+"""Families whose configs hold the text decoder's in `text_config`."""
 
 
 _EXPERTS_KEY = {
@@ -308,6 +317,9 @@ def published_dialect(config: dict[str, Any]) -> dict[str, Any]:
         old["text_config"] = published_dialect(old["text_config"])
         # mlx-lm takes the size of the vocabulary from the top level.
         old["vocab_size"] = old["text_config"]["vocab_size"]
+    if old["model_type"] == "gemma4_unified_text":
+        # Without this key mlx-lm takes a model with per-layer embeddings.
+        old["hidden_size_per_layer_input"] = 0
     rope = old.get("rope_parameters") or {}
     if "rope_theta" in rope:
         del old["rope_parameters"]

@@ -16,6 +16,9 @@ def with_published_keys(config: dict[str, Any]) -> dict[str, Any]:
             _add_rope(section)
             _add_full_layers(section)
             _add(section, "num_experts", section.get("num_local_experts"))
+            if section.get("model_type") == "gemma4_unified_text":
+                # Without this key mlx-lm takes the variant for one with per-layer embeddings.
+                _add(section, "hidden_size_per_layer_input", 0)
     if isinstance(nested, dict):
         _add(result, "vocab_size", nested.get("vocab_size"))
     return result

@@ -43,9 +43,8 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The decoder of a `gemma4` config (its `text_config`; vision and audio are left out) or of a `gemma4_text` one."""
-    nested = config["model_type"] != "gemma4_text"
-    fields = _text_fields(config) if nested else Fields(config)
+    """The decoder of a config with a `text_config` (vision and audio are left out), or of a bare text one."""
+    nested, fields = _is_nested(config), _text_fields(config)
     _refuse_unsupported(fields)
     hidden = size(fields, "hidden_size")
     tied = fields.boolean("tie_word_embeddings", default=Fields(config).boolean("tie_word_embeddings", default=True))
@@ -67,11 +66,23 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     return read
 
 
+_UNIFIED = {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
+"""What the configs of the unified variant leave out, because it has neither."""
+
+
+def _is_nested(config: Mapping[str, Any]) -> bool:
+    return not config["model_type"].endswith("_text")
+
+
 def _text_fields(config: Mapping[str, Any]) -> Fields:
-    text = Fields(config).section("text_config")
+    text = Fields(config).section("text_config") if _is_nested(config) else Fields(config)
     if text is None:
         raise Fields(config).error("text_config", "the object that describes the text decoder", code="config_missing")
-    return text
+    if not config["model_type"].startswith("gemma4_unified"):
+        return text
+    for key, value in _UNIFIED.items():
+        text.must_be(key, value, reason="the unified variant has neither experts nor per-layer embeddings")
+    return Fields({**text.values, **_UNIFIED}, text.where)
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -245,7 +256,7 @@ _LEFT_OUT = (
 
 def name_map(config: Mapping[str, Any]) -> NameMap:
     """Published names to MLX's: the text decoder below `language_model.model`, experts' gate and up rows apart."""
-    nested = config["model_type"] != "gemma4_text"
+    nested = _is_nested(config)
     renames: tuple[Rename, ...] = (Rename(r"(model\..*\.experts)\.down_proj", r"\1.switch_glu.down_proj.weight"),)
     if nested:
         renames = (
@@ -257,7 +268,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
             Rename(r"lm_head\.(.*)", r"language_model.lm_head.\1"),
         )
     return NameMap(
-        drops=(*_LEFT_OUT, *_unused_projections(_text_fields(config) if nested else Fields(config))),
+        drops=(*_LEFT_OUT, *_unused_projections(_text_fields(config))),
         renames=renames,
         splits=(
             Split(
@@ -277,4 +288,4 @@ def _unused_projections(fields: Fields) -> tuple[str, ...]:
     return (rf".*\.layers\.({indices})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\..*",) if shared else ()
 
 
-FAMILY = Family("gemma4", ("gemma4", "gemma4_text"), architecture, name_map)
+FAMILY = Family("gemma4", ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), architecture, name_map)
