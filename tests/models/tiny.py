@@ -57,12 +57,16 @@ def token_ids(length: int = LENGTH, seed: int = 0) -> list[int]:
 
 def transformers_model(model: Model) -> Any:
     """A model of transformers in f32 with its starting values."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    import transformers
 
+    nested = {
+        "gemma4": transformers.Gemma4ForConditionalGeneration,
+        "gemma4_unified": transformers.Gemma4UnifiedForConditionalGeneration,
+    }
     config = transformers_config(model)
     config.dtype = "float32"
-    kind = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
-    made = kind.from_config(config)
+    make = nested.get(model.model_type, transformers.AutoModelForCausalLM.from_config)
+    made = make(config)
     made.set_attn_implementation("eager")
     return made.eval()
 
