@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from coterie.checkpoint import write_safetensors
-from coterie.doctor import RULES, Report, examine
+from coterie.doctor import RULES, Level, Report, examine
 from coterie.doctor.findings import Symptom
 from coterie.errors import ArgumentError
 from doctor.sick import copy, write_healthy
@@ -176,3 +176,24 @@ def test_what_a_rule_forgets_to_escape_is_escaped(healthy: Path, monkeypatch: py
     report = examine(healthy, values=False)
     assert [finding.code for finding in report.findings] == [rule.code]
     check(report)
+
+
+def test_a_huge_index_and_a_huge_config_are_answered_soon(healthy: Path, tmp_path: Path) -> None:
+    """Without a bound each of these asks for hours."""
+    folder = copy(healthy, tmp_path / "sick")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **{f"key{i}": i for i in range(100_000)}}))
+    index = {f"t{i}": f"f{i}.safetensors" for i in range(100_000)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    report = examine(folder)
+    check(report)
+    assert {finding.code for finding in report.findings} >= {"index_refused", "family_refused"}
+
+
+def test_thousands_of_files_that_are_not_there(healthy: Path, tmp_path: Path) -> None:
+    folder = copy(healthy, tmp_path / "sick")
+    index = {f"t{i}": f"{'../' * (i % 2)}f{i}.safetensors" for i in range(9000)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    report = examine(folder)
+    check(report)
+    assert report.count(Level.ERROR) >= 9000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from coterie.checkpoint.config import CODE_KEYS, CONFIG, MAX_CONFIG, read_config
-from coterie.checkpoint.folder import INDEX, MAX_INDEX, has_member, member, weight_files
+from coterie.checkpoint.folder import INDEX, MAX_INDEX, has_member, member
 from coterie.checkpoint.quantization import QuantizationRules, rules
 from coterie.checkpoint.reader import MAX_MEMBER, Checkpoint, read_member
 from coterie.checkpoint.safetensors import SafetensorsFile
@@ -25,7 +25,9 @@ from coterie.runtime.tokenizer import Tokenizer, read_lenient_object
 
 _MAX_LISTED = 10_000
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_MAX_FILES = 10_000
 _MAX_ROUNDS = 8
+_MAX_CULPRITS = 20
 _NO_BOUND = 2**31 - 1
 
 
@@ -110,7 +112,8 @@ def _without_culprit(config: dict[str, Any], family: Family, error: CoterieError
     nested = config.get("text_config")
     places = [(None, key) for key in config if key not in ("model_type", "text_config")]
     places += [("text_config", key) for key in nested] if isinstance(nested, dict) else []  # type: ignore[misc]
-    for section, key in places[:_MAX_LISTED]:
+    # The message names the key, or the section that it stands in.
+    for section, key in [place for place in places if place[1] in str(error)][:_MAX_CULPRITS]:
         relaxed = {name: dict(value) if name == section else value for name, value in config.items()}
         (relaxed if section is None else relaxed[section]).pop(key)
         try:
@@ -131,11 +134,16 @@ def _find_files(evidence: Evidence) -> None:
             metadata = content.get("metadata")
             evidence.index_total = metadata.get("total_size") if isinstance(metadata, dict) else None
             weight_map = content.get("weight_map")
-            if isinstance(weight_map, dict) and weight_map and all(isinstance(v, str) for v in weight_map.values()):
-                evidence.index = weight_map
-                evidence.wanted = dict.fromkeys(sorted(set(weight_map.values())), INDEX)
-            else:
-                weight_files(folder)
+            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+                weight_map = None
+            names = sorted(set(weight_map.values())) if weight_map else []
+            if not weight_map or len(names) > _MAX_FILES:
+                found = f"{len(names):,} files" if names else "no object that maps tensors to files"
+                raise CheckpointError(
+                    f"found {found}, expected the shards of a model; fetch the index again", code="index_weight_map"
+                )
+            evidence.index = weight_map
+            evidence.wanted = dict.fromkeys(names, INDEX)
     if evidence.index is None:
         shards = [name for name in evidence.listing if name.startswith("model") and name.endswith(".safetensors")]
         evidence.wanted = dict.fromkeys(shards, "the folder")

@@ -34,8 +34,10 @@ def file_refused(evidence: Evidence) -> Iterator[Symptom]:
 @rule(Level.ERROR)
 def shard_missing(evidence: Evidence) -> Iterator[Symptom]:
     """A file of weights is not there although the index, or the number in the name of a sibling, calls for it."""
+    listing = frozenset(evidence.listing)
+    refused = {symptom.where for symptom in evidence.refused.get("file", ())}
     for name, by in evidence.wanted.items():
-        if name not in evidence.listing and "/" not in name and not _is_refused(evidence, name):
+        if name not in listing and plain(name) not in refused:
             found = f"no such file, which {plain(by)} names"
             yield Symptom(plain(name), found, "every shard", "fetch the checkpoint again", cause="shard_missing")
 
@@ -150,7 +152,3 @@ def tensors_unaligned(evidence: Evidence) -> Iterator[Symptom]:
             found = f"{counted(odd.total(), 'tensor')} at unaligned offsets ({kinds}); the data starts at byte {first}"
             expected = "offsets that are multiples of the element size, the first of 64"
             yield Symptom(plain(name), found, expected, "nothing, or write the file again with a padded header")
-
-
-def _is_refused(evidence: Evidence, name: str) -> bool:
-    return any(symptom.where == plain(name) for symptom in evidence.refused.get("file", ()))
