@@ -92,6 +92,21 @@ def plain_matrix(path: str, shape: tuple[int, ...]) -> Break:
     return tensors(change)
 
 
+def without_entries(value: dict[str, Any]) -> None:
+    for path in [path for path, entry in value.items() if isinstance(entry, dict)]:
+        del value[path]
+
+
+def experts_alone(held: dict[str, np.ndarray]) -> None:
+    """Everything else takes its unquantised form."""
+    for name in [name for name in held if name.endswith(".scales") and ".switch_mlp." not in name]:
+        path = name.removesuffix(".scales")
+        rows, groups = held.pop(name).shape
+        is_affine = held.pop(f"{path}.biases", None) is not None
+        shape = (rows, groups * (64 if is_affine else 32))
+        held[f"{path}.weight"] = np.random.default_rng(list(path.encode())).standard_normal(shape, np.float32)
+
+
 def repacked(path: str, *, bits: int, group_size: int, entry: bool) -> Break:
     """One matrix in another affine format; `entry` declares it."""
     from coterie import quantize
@@ -244,6 +259,7 @@ FAULTS: list[tuple[str, str, Break]] = [
     ("override_unused", "affine", declare("nosuch", bits=4)),
     ("format_undeclared", "affine", repacked("model.layers.0.self_attn.q_proj", bits=8, group_size=32, entry=False)),
     ("matrix_unquantized", "affine", plain_matrix("model.layers.0.self_attn.q_proj", (128, 128))),
+    ("matrix_unquantized", "mxfp4", every(tensors(experts_alone), quantization(without_entries))),
     ("router_bits", "affine", every(*(repacked(path, bits=4, group_size=64, entry=False) for path in ROUTERS))),
     ("router_formats", "affine", repacked(ROUTER, bits=8, group_size=32, entry=True)),
     ("quantization_leftovers", "plain", add(f"{ROUTER}.biases", 8, 2)),

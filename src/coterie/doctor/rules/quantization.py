@@ -130,8 +130,8 @@ def format_undeclared(evidence: Evidence) -> Iterator[Symptom]:
 
 @rule(Level.WARNING, "quantization", "weights", "architecture")
 def matrix_unquantized(evidence: Evidence) -> Iterator[Symptom]:
-    """A matrix stayed unquantised among quantised ones, and no entry says so. A note where the group size does not
-    divide its inputs, so that it could not be otherwise."""
+    """A matrix stayed unquantised among quantised ones, and no entry says so. A note where it seems to be meant: where
+    the group size does not divide its inputs, or where only experts are quantised, and all of them."""
     assert evidence.quantization is not None
     assert evidence.family is not None
     assert evidence.config is not None
@@ -147,6 +147,10 @@ def matrix_unquantized(evidence: Evidence) -> Iterator[Symptom]:
         and names.may_quantize(matrix.path)
     ]
     nbytes = {matrix.path: matrix.nbytes for matrix in left}
+    if all((matrix.format is not None) == (matrix.slot.kind == "experts") for matrix in stored):
+        found, advice = f"{size(sum(nbytes.values()))} unquantised", "nothing: these bytes are read for every token"
+        yield Symptom("all but the experts", found, f"{default}, as the experts", advice, Level.NOTE)
+        return
     for divides in (True, False):
         paths = [matrix.path for matrix in left if (matrix.shape[-1] % default.group_size == 0) == divides]
         for where, group in by_layer(paths):
