@@ -59,6 +59,7 @@ class FakeChatModel(FakeModel):
     """Replies to a conversation with fixed pieces. A token is a character; with a template, each message is framed."""
 
     context_length = 400
+    marks: tuple[str, ...] = ()
 
     def __init__(self, *pieces: str, template: bool = True, failure: BaseException | None = None) -> None:
         super().__init__(*pieces, failure=failure)
@@ -76,6 +77,10 @@ class FakeChatModel(FakeModel):
     def encode(self, text: str) -> list[int]:
         """Stands in for `Tokenizer.encode`."""
         return [ord(character) for character in text]
+
+    def id_of(self, token: str) -> int | None:
+        """Stands in for `Tokenizer.id_of`."""
+        return self.marks.index(token) if token in self.marks else None
 
     def apply_chat_template(self, messages: list[dict[str, Any]]) -> list[int]:
         """Stands in for `Model.apply_chat_template`."""

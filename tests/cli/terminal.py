@@ -51,6 +51,11 @@ class Terminal:
         """Press these keys."""
         os.write(self._ours, keys.encode())
 
+    def answer(self, keys: str, prompt: str = "> ") -> None:
+        """Wait for the prompt, then press these keys: a key pressed before it may be lost with the terminal's mode."""
+        self.expect(prompt)
+        self.type(keys)
+
     def expect(self, text: str, *, within: float = 60.0) -> str:
         """Read until `text` stands on the screen after what was expected before; returns all between."""
         end = time.monotonic() + within

@@ -105,6 +105,26 @@ def test_json_is_one_line_a_reply(run: Run) -> None:
     assert result.stdout.isascii()
 
 
+class Thinker(FakeChatModel):
+    """Thinks before it answers."""
+
+    marks = ("<think>", "</think>")
+
+
+def test_thoughts_go_to_standard_error_and_the_answer_to_standard_output(run: Run, tmp_path: Path) -> None:
+    file, pieces = tmp_path / "talk.json", ("<think>", "\nhm", "...</thi", "nk>\n\nyes", "!")
+    result = run(Thinker(*pieces), "one\n", "--history", str(file))
+    assert result.stdout == "yes!\n"
+    assert "hm...\n\n" in result.stderr
+    answer = json.loads(file.read_text())["messages"][1]
+    assert answer == {"role": "assistant", "content": "yes!", "reasoning_content": "hm..."}
+    result = run(Thinker(*pieces), "one\n", "--json")
+    record = json.loads(result.stdout)
+    assert (record["text"], record["thoughts"]) == ("yes!", "hm...")
+    assert "hm" not in result.stderr
+    assert run(Thinker(*pieces), "one\n", "--plain").stdout == "".join(pieces) + "\n"
+
+
 def test_a_conversation_is_saved_and_gone_on_with(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     assert run(FakeChatModel("é"), f"one\n/save {file}\n", "--system", "s").exit_code == 0

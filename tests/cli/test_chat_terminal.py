@@ -33,26 +33,21 @@ def test_a_conversation(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     with chat('FakeChatModel("on\\x1b[2Je\\r\\u202e")') as terminal:
         terminal.expect("/help for the commands")
-        terminal.expect("> ")
-        terminal.type("hello\n")
+        terminal.answer("hello\n")
         between = terminal.expect("on\\x1b[2Je\\r\\u202e\r\n")
         assert "\x1b[2J" not in between
         terminal.expect("3 prompt tokens")
-        terminal.expect("> ")
-        terminal.type('"""\n')
-        terminal.expect(". ")
-        terminal.type("two\n")
-        terminal.expect(". ")
-        terminal.type('lines\n"""\n')
+        terminal.answer('"""\n')
+        terminal.answer("two\n", "\n. ")
+        terminal.answer('lines\n"""\n', "\n. ")
         terminal.expect("3 prompt tokens")
-        terminal.type("/nope\n")
+        terminal.answer("/nope\n")
         terminal.expect("error [chat_command]")
-        terminal.type(f"/save {tmp_path}/no/folder\n")
+        terminal.answer(f"/save {tmp_path}/no/folder\n")
         terminal.expect("error [")
-        terminal.type(f"/save {file}\n")
+        terminal.answer(f"/save {file}\n")
         terminal.expect("4 messages")
-        terminal.expect("> ")
-        terminal.type("\x04")
+        terminal.answer("\x04")
         assert terminal.end() == 0
     screen = terminal.screen
     assert screen.count("\x1b[?25l") == screen.count("\x1b[?25h") > 0
@@ -64,21 +59,17 @@ def test_a_conversation(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_reply_and_keeps_what_came(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     with chat("Endless()", "--history", str(file)) as terminal:
-        terminal.expect("> ")
-        terminal.type("one\n")
+        terminal.answer("one\n")
         terminal.expect("word3 ")
         terminal.type("\x03")
         terminal.expect("interrupted")
-        terminal.expect("> ")
-        terminal.type("two\n")
+        terminal.answer("two\n")
         terminal.expect("word2 ")
         terminal.type("\x03")
         terminal.expect("interrupted")
-        terminal.expect("> ")
-        terminal.type("half of a li\x03")
+        terminal.answer("half of a li\x03")
         terminal.expect("Ctrl-D or /quit ends")
-        terminal.expect("> ")
-        terminal.type("/quit\n")
+        terminal.answer("/quit\n")
         assert terminal.end() == 0
     messages = json.loads(file.read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
@@ -89,34 +80,28 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_came(tmp_path: Path) -> None:
 def test_an_error_ends_the_reply_and_not_the_conversation(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     with chat('FakeChatModel("a", failure=coterie.errors.NumericError("overflow"))') as terminal:
-        terminal.expect("> ")
-        terminal.type("one\n")
+        terminal.answer("one\n")
         terminal.expect("error [numeric] overflow")
-        terminal.expect("> ")
-        terminal.type(f"/save {file}\n")
+        terminal.answer(f"/save {file}\n")
         terminal.expect("0 messages")
-        terminal.type("\x04")
+        terminal.answer("\x04")
         assert terminal.end() == 0
     assert json.loads(file.read_text())["messages"] == []
 
 
 def test_a_line_can_be_called_back_and_replies_may_go_to_a_file(tmp_path: Path) -> None:
     with (tmp_path / "replies").open("wb") as replies, chat('FakeChatModel("re", "ply")', stdout=replies) as terminal:
-        terminal.expect("> ")
-        terminal.type("one\n")
+        terminal.answer("one\n")
         terminal.expect("prompt tokens")
-        terminal.expect("> ")
-        terminal.type("\x04")
+        terminal.answer("\x04")
         assert terminal.end() == 0
     assert (tmp_path / "replies").read_bytes() == b"reply\n"
     with chat('FakeChatModel("reply")') as terminal:
-        terminal.expect("> ")
-        terminal.type("something\n")
+        terminal.answer("something\n")
         terminal.expect("prompt tokens")
-        terminal.expect("> ")
-        terminal.type("\x1b[A")
+        terminal.answer("\x1b[A")
         terminal.expect("something")
         terminal.type("\n")
         terminal.expect("prompt tokens")
-        terminal.type("/quit\n")
+        terminal.answer("/quit\n")
         assert terminal.end() == 0

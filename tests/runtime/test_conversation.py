@@ -21,7 +21,7 @@ def model() -> Model:
 
 def reply(conversation: Conversation, text: str, **options: Any) -> str:
     stream = conversation.ask(text, **{"max_tokens": 6, **options})
-    made = "".join(stream)
+    made = "".join(piece.text for piece in stream)
     conversation.add(text, made)
     return made
 
@@ -134,7 +134,7 @@ def test_a_reply_that_was_struck_anywhere_leaves_the_next_one_whole(
         with pytest.raises(KeyboardInterrupt):
             for _ in stream:
                 pass
-    kept = stream.generation.text
+    kept = stream.text
     conversation.add("two", kept)
     third = reply(conversation, "three")
     assert third == model.chat(said("one", first, "two", kept, "three"), max_tokens=6).text
@@ -143,6 +143,6 @@ def test_a_reply_that_was_struck_anywhere_leaves_the_next_one_whole(
 def test_a_reply_that_was_left_in_the_middle_leaves_the_next_one_whole(model: Model) -> None:
     conversation = Conversation(model)
     stream = conversation.ask("one", max_tokens=9)
-    kept = next(iter(stream))
+    kept = next(iter(stream)).text
     conversation.add("one", kept)
     assert reply(conversation, "two") == model.chat(said("one", kept, "two"), max_tokens=6).text

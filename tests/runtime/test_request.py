@@ -55,6 +55,7 @@ BAD: dict[str, list[Any]] = {
         dict.fromkeys(range(100), -INF),
     ],
     "logprobs": ["5", True, 1.0, -1, 101, 2**31, HUGE, NAN, []],
+    "skip_special_tokens": [None, 0, 1, "yes", []],
     "seed": ["1", True, 1.0, -1, 2**64, 2**70, HUGE, NAN, []],
     "stop": [
         None,

@@ -1,6 +1,7 @@
 """`coterie chat`: messages in, replies on standard output, everything else on standard error."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coterie.cli.console import print_json_line, say, visible
+from coterie.cli.console import aside, print_json_line, say, visible
 from coterie.cli.entries import Entries, Entry
 from coterie.cli.failures import Exit, guarded, report
 from coterie.cli.generate import drain, load, statistics
@@ -31,7 +32,7 @@ from coterie.cli.options import (
 from coterie.errors import CoterieError, RequestError
 
 if TYPE_CHECKING:
-    from coterie.runtime.conversation import Conversation
+    from coterie.runtime.conversation import Conversation, Reply
     from coterie.runtime.model import Model
 
 PLAIN_MAX_TOKENS = 128
@@ -173,19 +174,21 @@ class Session:
         return True
 
     def _answer(self, text: str, interrupts: Interrupts) -> None:
-        stream = self._conversation.ask(text, **self._options)
+        reply = self._conversation.ask(text, **self._options)
         if self._conversation.n_left_out != self._n_left_out:
             self._n_left_out = self._conversation.n_left_out
             say(f"the context is full: the model no longer sees the oldest {self._n_left_out} messages", style="dim")
-        interrupted = drain(stream, interrupts, prompt="", as_json=self._as_json, line=True)
-        generation = stream.generation
+        pieces = (piece.text for piece in reply) if self._as_json else answer_of(reply)
+        interrupted = drain(pieces, interrupts, prompt="", as_json=self._as_json, line=True)
+        generation = reply.generation
         reason = "interrupted" if interrupted else generation.finish_reason
         if self._as_json:
-            print_json_line({**asdict(generation), "finish_reason": reason})
+            whole = {**asdict(generation), "text": reply.text, "thoughts": reply.thoughts, "finish_reason": reason}
+            print_json_line(whole)
         else:
             say(statistics(generation, str(reason)), style="dim")
-        if generation.text or not interrupted:
-            self._conversation.add(text, generation.text)
+        if reply.text or reply.thoughts or not interrupted:
+            self._conversation.add(text, reply.text, reply.thoughts)
             if self._history is not None:
                 self._save(self._history)
         if interrupted and not self._entries.is_interactive:
@@ -230,3 +233,19 @@ class Session:
         from coterie.runtime.history import save_history
 
         save_history(path, self._conversation.messages)
+
+
+def answer_of(reply: "Reply") -> Iterator[str]:
+    """The answer's pieces; what the model thinks goes to standard error in between."""
+    thinking = False
+    for piece in reply:
+        if piece.is_thought:
+            yield ""  # whoever waits for the first piece draws on standard error until it comes
+            aside(piece.text)
+        else:
+            if thinking:
+                aside("\n\n")
+            yield piece.text
+        thinking = piece.is_thought
+    if thinking:
+        aside("\n")

@@ -69,6 +69,13 @@ def warnings_on(console: Console) -> Iterator[None]:
         yield
 
 
+def aside(text: str) -> None:
+    """A piece of generated text that is not the result: dim, on standard error, without what could steer a terminal."""
+    console = stderr()
+    shown = visible(text, keep=KEPT_IN_TEXT) if console.is_terminal else text
+    console.print(Text(shown, style="dim"), end="", soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """One JSON object on standard output, in ASCII, so that neither an encoding nor a terminal can change it."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

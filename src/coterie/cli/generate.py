@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ from coterie.cli.prompts import read_prompts
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
-    from coterie.runtime.generation import Generation, Stream
+    from coterie.runtime.generation import Generation
     from coterie.runtime.memory import MemoryUse
     from coterie.runtime.model import Model
 
@@ -161,7 +162,7 @@ def load(model: str | None, device: str) -> "Model":
         return coterie.load(model, device=device)
 
 
-def drain(stream: "Stream", interrupts: Interrupts, *, prompt: str, as_json: bool, line: bool = False) -> bool:
+def drain(stream: Iterable[str], interrupts: Interrupts, *, prompt: str, as_json: bool, line: bool = False) -> bool:
     """Read the stream to its end, writing its pieces unless they go into JSON. True if Ctrl-C ended it.
 
     line: the text ends its line, also where it does not go to a terminal.

@@ -5,16 +5,45 @@ are: what is asked begins on a new line, a reply follows directly. A model that 
 conversations continues that.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from coterie.errors import RequestError
 from coterie.runtime.messages import checked_messages
+from coterie.runtime.reasoning import Piece, Splitter, begins_thinking, marks_of
 from coterie.runtime.request import Options
 
 if TYPE_CHECKING:
-    from coterie.runtime.generation import Stream
+    from coterie.runtime.generation import Generation, Stream
     from coterie.runtime.model import Model
+
+
+class Reply:
+    """A reply under way: iterate over it once for its pieces, and look at the rest at any time."""
+
+    def __init__(self, stream: "Stream", splitter: Splitter) -> None:
+        """Made by `Conversation.ask`."""
+        self.thoughts = ""
+        self.text = ""
+        self._stream = stream
+        self._splitter = splitter
+
+    def __iter__(self) -> Iterator[Piece]:
+        for text in self._stream:
+            yield from map(self._noted, self._splitter.feed(text))
+        yield from map(self._noted, self._splitter.finish())
+
+    @property
+    def generation(self) -> "Generation":
+        """What has been made so far; its text has the thoughts and their marks."""
+        return self._stream.generation
+
+    def _noted(self, piece: Piece) -> Piece:
+        if piece.is_thought:
+            self.thoughts += piece.text
+        else:
+            self.text += piece.text
+        return piece
 
 
 class Conversation:
@@ -31,6 +60,7 @@ class Conversation:
         self._model = model
         self._context = model.describe().context_length
         self._cache = model.prompt_cache()
+        self._marks = marks_of(model.tokenizer)
         self.replace(messages)
 
     def replace(self, messages: Iterable[Mapping[str, Any]]) -> None:
@@ -57,18 +87,25 @@ class Conversation:
         """Messages that the last prompt left out."""
         return self._begin - self._first
 
-    def ask(self, text: str, **options: Unpack[Options]) -> "Stream":
+    def ask(self, text: str, **options: Unpack[Options]) -> Reply:
         """The reply to `text`, under way; nothing is added to the messages until `add` is called.
 
         `RequestError` for a text that alone does not fit in the context, and what `Model.stream` raises.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
         reserve = min(int(options.get("max_tokens", self._context)), self._context // 8)
-        return self._model.stream(self._fitting(asked, reserve), cache=self._cache, **options)
+        ids = self._fitting(asked, reserve)
+        marks = () if self.plain else self._marks
+        if marks:
+            # The marks are special tokens in some vocabularies.
+            options = {**options, "skip_special_tokens": False}
+        stream = self._model.stream(ids, cache=self._cache, **options)
+        return Reply(stream, Splitter(marks, thinking=bool(marks) and begins_thinking(self._model.tokenizer, ids)))
 
-    def add(self, text: str, reply: str) -> None:
-        """Both belong to the conversation from now on."""
-        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+    def add(self, text: str, reply: str, thoughts: str = "") -> None:
+        """All of it belongs to the conversation from now on; whether the model sees old thoughts is its template's."""
+        answer = {"role": "assistant", "content": reply, **({"reasoning_content": thoughts} if thoughts else {})}
+        self.messages += [{"role": "user", "content": text}, answer]
 
     @property
     def _first(self) -> int:

@@ -93,7 +93,8 @@ class Continuation:
         self._request = request
         self._context_length = context_length
         self._sampler = Sampler(request, prompt_ids)
-        self._watch, self._detokenizer = StopWatch(request.stop), tokenizer.detokenizer()
+        self._watch = StopWatch(request.stop)
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=request.skip_special_tokens)
         self._eos_ids = tokenizer.eos_ids
         self._pieces: list[str] = []
         self._timings = {"load": load_seconds, "prefill": 0.0, "first_token": 0.0, "decode": 0.0}

@@ -41,6 +41,7 @@ class Request:
     logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
 
 
 class Options(TypedDict, total=False):
@@ -57,6 +58,7 @@ class Options(TypedDict, total=False):
         `coterie.runtime.logprobs`; 0 is the token's own alone, None, the default, nothing.
     seed: the same one draws the same tokens; None draws others each time.
     stop: end before the first of these texts.
+    skip_special_tokens: False spells special tokens in the text; by default they have none.
     """
 
     max_tokens: int
@@ -71,6 +73,7 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     seed: int | None
     stop: str | Sequence[str]
+    skip_special_tokens: bool
 
 
 def checked(options: Mapping[str, Any], *, vocab_size: int, context_length: int) -> Request:
@@ -88,6 +91,7 @@ def checked(options: Mapping[str, Any], *, vocab_size: int, context_length: int)
         "logprobs": _optional(_whole("logprobs", 0, min(MAX_LOGPROBS, vocab_size), "alternatives for a token")),
         "seed": _optional(_whole("seed", 0, 2**64 - 1, "2^64 - 1")),
         "stop": _stops,
+        "skip_special_tokens": _flag,
     }
     for name in options:
         if name not in checks:
@@ -175,6 +179,12 @@ def _biases(logit_bias: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
             "logit_bias bans every token of the vocabulary, expected at least one to be left", code="request_logit_bias"
         )
     return tuple(biases.items())
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refused("skip_special_tokens", value, "True or False")
+    return value
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class Tokenizer:
         self._inner = _build(definition, where)
         self._special = frozenset(special)
         self._bytes_of = functools.cache(self._spell)
+        self._all_bytes_of = functools.cache(self._spell_any)
         self._encoding = threading.Lock()
         self._check_ids(where)
 
@@ -48,9 +49,9 @@ class Tokenizer:
         """The text of `ids`, without special tokens."""
         return str(self._inner.decode(list(ids), skip_special_tokens=True))
 
-    def detokenizer(self) -> Detokenizer:
-        """A stream from ids to the text that continues a prompt."""
-        return Detokenizer(self._bytes_of)
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A stream from ids to the text that continues a prompt; special tokens have none, or are spelled in it."""
+        return Detokenizer(self._bytes_of if skip_special_tokens else self._all_bytes_of)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its spelling in the vocabulary; None for any other text."""
@@ -70,8 +71,13 @@ class Tokenizer:
         return self._spell(token_id).decode("utf-8", "backslashreplace")
 
     def _spell(self, token_id: int) -> bytes:
-        token = None if token_id in self._special else self._inner.id_to_token(token_id)
-        return b"" if token is None else self._spelling.bytes_of(token)
+        return b"" if token_id in self._special else self._spell_any(token_id)
+
+    def _spell_any(self, token_id: int) -> bytes:
+        token = self._inner.id_to_token(token_id)
+        if token is None or token_id in self._special:
+            return b"" if token is None else str(token).encode()
+        return self._spelling.bytes_of(token)
 
     def _check_ids(self, where: str) -> None:
         vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
