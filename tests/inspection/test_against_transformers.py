@@ -12,7 +12,7 @@ from inspection.traces import recomputed
 from models import references, tiny
 
 IDS = tiny.token_ids()
-NAMES = ["qwen3_moe", "qwen3_moe_tied", "gemma4_text"]
+NAMES = ["qwen3_moe", "qwen3_moe_tied", "gemma4_text", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -38,14 +38,15 @@ def routers(name: str) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
             module.register_forward_hook(lambda _, __, out, number=number: seen.update({number: out}))
     with torch.no_grad():
         made(torch.tensor([IDS]))
-    return {number: _parts(out) for number, out in seen.items()}
+    return {number: _parts(name, out) for number, out in seen.items()}
 
 
-def _parts(out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parts(name: str, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gemma's router hands out probabilities, the others logits, which DeepSeek-V3 takes the sigmoid of."""
     first, weights, ids = (part.double().numpy() for part in out)
-    is_probability = np.allclose(first.sum(1), 1)  # Gemma's router hands out probabilities, Qwen's logits
-    exponentials = np.exp(first - first.max(1, keepdims=True))
-    return first if is_probability else exponentials / exponentials.sum(1, keepdims=True), ids.astype(int), weights
+    if not name.startswith("gemma4"):
+        first = 1 / (1 + np.exp(-first)) if name == "deepseek_v3" else np.exp(first - first.max(1, keepdims=True))
+    return first / first.sum(1, keepdims=True), ids.astype(int), weights
 
 
 def test_every_number_of_the_report(case: tuple[str, Model, Trace]) -> None:
@@ -76,6 +77,7 @@ def test_every_number_of_the_report(case: tuple[str, Model, Trace]) -> None:
 def test_layers_without_experts_are_left_out_and_said(case: tuple[str, Model, Trace]) -> None:
     name, model, trace = case
     assert trace.n_layers == model.describe().n_layers
-    expected = {"qwen3_moe": [0, 2], "qwen3_moe_tied": [1], "gemma4_text": [0, 1, 2, 3]}
+    expected = {"qwen3_moe": [0, 2], "qwen3_moe_tied": [1], "gemma4_text": [0, 1, 2, 3], "deepseek_v3": [1, 2]}
     assert [layer.layer for layer in trace.layers] == expected[name]
-    assert {layer.top_k for layer in trace.layers} == {2 if name == "qwen3_moe" else 3}
+    n_chosen = {"qwen3_moe": 2, "qwen3_moe_tied": 3, "gemma4_text": 3, "deepseek_v3": 3}
+    assert {layer.top_k for layer in trace.layers} == {n_chosen[name]}

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coterie.errors import ArgumentError, RequestError, UnsupportedError
-from coterie.inspect import Report, Trace, read, record, replay, save
+from coterie.errors import ArgumentError, CapacityError, RequestError, UnsupportedError
+from coterie.inspect import Report, Trace, read, record, recording, replay, save
 from coterie.inspect.recording import router_entropy
 from coterie.ops import RouteSpec, Routing
 from coterie.runtime import Model, load
@@ -108,6 +108,13 @@ def test_windows_that_cannot_be_are_refused(qwen: Model, window: int) -> None:
 def test_a_model_without_experts_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="no layer with experts"):
         record(load(tiny.checkpoint("gemma4_dense", "plain")), IDS)
+
+
+def test_a_text_too_long_for_memory_is_refused(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_BYTES", 40 * 2 * (8 * 2 + 4) - 1)
+    record(qwen, IDS[:39])
+    with pytest.raises(CapacityError, match="take a part of the text"):
+        record(qwen, IDS)
 
 
 def test_progress_counts_tokens_to_the_end(qwen: Model) -> None:

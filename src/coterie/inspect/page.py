@@ -97,7 +97,7 @@ def _heatmap(report: Report, n_octaves: int) -> str:
     svg += f'aria-label="Load of every expert in every layer, relative to uniform">{_HATCH}{"".join(cells)}</svg>'
     return (
         "<section><h2>Load</h2><p>Each row is a layer, each column an expert; the colour is the number of its tokens "
-        f"over the uniform number.</p>{_legend(n_octaves)}{svg}</section>"
+        f'over the uniform number.</p>{_legend(n_octaves)}<div class="wide">{svg}</div></section>'
     )
 
 

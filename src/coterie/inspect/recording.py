@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from coterie.arrays import Array, as_numpy, from_numpy, kind_of
-from coterie.errors import ArgumentError, RequestError, UnsupportedError
+from coterie.errors import ArgumentError, CapacityError, RequestError, UnsupportedError
 from coterie.inspect.trace import LayerTrace, Trace
+from coterie.models.description import Description
 from coterie.ops import RouteSpec, Routing
 from coterie.runtime import Model
 
+MAX_BYTES = 4 << 30
+"""Of a trace in memory; a text of half a million tokens through 48 layers with 8 experts each takes 1.5 GiB."""
 Progress = Callable[[int, int], None]
 """Called with the tokens that are done and the tokens in all."""
 
@@ -26,7 +29,8 @@ def record(
 
     A text of more tokens than the model's context is cut into windows of `window` tokens (the context's length if not
     given), each run on its own. `name` is what the trace calls the model. `RequestError` for an empty text,
-    `UnsupportedError` for a model without experts; otherwise the errors of `Model.logits`.
+    `UnsupportedError` for a model without experts, `CapacityError` for a text whose trace would take more than
+    `MAX_BYTES`; otherwise the errors of `Model.logits`.
     """
     about = model.describe()
     if not about.experts:
@@ -35,6 +39,7 @@ def record(
         )
     window = _checked_window(window, about.context_length)
     ids = _ids_of(model, text)
+    _check_size(about, len(ids))
     recorder = _Recorder(len(ids), progress)
     for part in windows(ids, window):
         model.observe(part, recorder)
@@ -132,6 +137,16 @@ class _Forced:
         kind = kind_of(logits)
         ids, weights = (from_numpy(part[begin:end], kind) for part in (recorded.ids, recorded.weights))
         return Routing(ids, weights, recorded.n_experts)
+
+
+def _check_size(about: Description, n_tokens: int) -> None:
+    nbytes = n_tokens * sum(experts.n_layers * (8 * experts.top_k + 4) for experts in about.experts)
+    if nbytes > MAX_BYTES:
+        raise CapacityError(
+            f"the routing of {n_tokens:,} tokens takes {nbytes / 2**30:.1f} GiB, expected at most "
+            f"{MAX_BYTES / 2**30:g} GiB; take a part of the text",
+            code="trace_size",
+        )
 
 
 def _checked_window(window: int | None, context_length: int) -> int:
