@@ -1,97 +1,67 @@
-"""Logits of tiny random checkpoints against transformers and mlx-lm, both in f32, on the same stored weights.
-
-The bound of 1e-5 on the relative L2 error leaves room for f32 implementations that sum in different orders (each is
-about 1e-6 from the others), and none for a wrong formula: a dropped norm, a window off by one or a swapped expert shows
-at 1e-3 or more.
-"""
+"""Logits of tiny random checkpoints against transformers and mlx-lm, both in f32, on the same stored weights."""
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coterie.checkpoint import open_checkpoint
-from coterie.models.backend import Backend
-from coterie.models.decoder import Decoder
-from coterie.models.families import family_of
-from coterie.models.weights import read_weights
-from coterie.ops import dispatch
-from coterie.runtime.cache import KeyValueCache
-from models import references, tiny
-from models.plain_backend import PlainBackend
+from coterie.models.families import FAMILIES
+from models import tiny
+from models.parity import (
+    COMPARED,
+    MODES,
+    PLAIN,
+    WAYS,
+    decoder,
+    logits,
+    mlx_logits,
+    relative_error,
+    transformers_logits,
+    worst_error,
+)
 
-BOUND = 1e-5
-IDS = tiny.token_ids()
-CASES = [(name, form) for name in tiny.MODELS for form in tiny.FORMATS]
-CHUNKS = {
-    "whole": [tiny.LENGTH],
-    "prompt and single steps": [tiny.LENGTH - 6] + [1] * 6,
-    "single steps": [1] * tiny.LENGTH,
-    "chunks": [13, 13, 13, 9],
-    "chunks and steps in turn": [20, 1, 1, 17, 1, 8],
-}
-
-
-@functools.cache
-def decoder(folder: Path, plain: bool = False) -> Decoder:
-    checkpoint = open_checkpoint(folder)
-    family = family_of(checkpoint.config)
-    architecture = family.architecture(checkpoint.config)
-    backend: Backend = PlainBackend() if plain else dispatch.decoder("cpu")
-    weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
-    return Decoder(architecture, weights, backend)
+BOUND = PLAIN.bound
+CASES = [(name, form, mode) for name in tiny.MODELS for form in tiny.FORMATS for mode in MODES]
+DIFFERING = [(name, form) for name in tiny.MODELS for form in ("plain", "mxfp4") if tiny.mlx_differs(name, form)]
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
-def logits(made: Decoder, chunks: list[int]) -> np.ndarray:
-    cache = KeyValueCache(made.architecture, chunk=max(chunks), limit=sum(chunks))
-    ends = np.cumsum(chunks)
-    return np.concatenate(
-        [made.logits(made.hidden(IDS[end - n : end], cache)) for n, end in zip(chunks, ends, strict=True)]
-    )
+@pytest.mark.parametrize(("name", "form", "mode"), CASES)
+def test_logits_are_those_of_transformers(name: str, form: str, mode: str) -> None:
+    assert worst_error(name, form, "transformers", MODES[mode]) < MODES[mode].bound
+
+
+@pytest.mark.parametrize(("name", "form", "mode"), [case for case in CASES if not tiny.mlx_differs(case[0], case[1])])
+def test_logits_are_those_of_mlx_lm(name: str, form: str, mode: str) -> None:
+    assert worst_error(name, form, "mlx-lm", MODES[mode]) < MODES[mode].bound
+
+
+@pytest.mark.parametrize(("name", "form"), DIFFERING)
+def test_where_mlx_lm_is_not_compared_it_is_far_from_the_original(name: str, form: str) -> None:
+    assert relative_error(mlx_logits(name, form), transformers_logits(name, form)) > 1e-4
 
 
 @functools.cache
-def transformers_logits(name: str, form: str, dtype: str = "float32") -> np.ndarray:
-    return references.transformers_logits(tiny.MODELS[name], tiny.checkpoint(name, form, dtype), IDS)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-@pytest.mark.parametrize(("name", "form"), CASES)
-@pytest.mark.parametrize("way", ["whole", "prompt and single steps", "chunks"])
-def test_logits_are_those_of_transformers(name: str, form: str, way: str) -> None:
-    found = logits(decoder(tiny.checkpoint(name, form)), CHUNKS[way])
-    assert relative_error(found, transformers_logits(name, form)) < BOUND
-
-
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_logits_are_those_of_mlx_lm(name: str, form: str) -> None:
-    reason = tiny.mlx_differs(name, form)
-    if reason:
-        pytest.skip(f"mlx-lm: {reason}")
-    folder = tiny.checkpoint(name, form)
-    expected = references.mlx_logits(folder, IDS)
-    assert relative_error(logits(decoder(folder), CHUNKS["whole"]), expected) < BOUND
+def exact_logits(name: str) -> np.ndarray:
+    return logits(decoder(tiny.checkpoint(name, "4 bits g64"), PLAIN), "chunks and steps in turn")
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
-@pytest.mark.parametrize("way", CHUNKS)
+@pytest.mark.parametrize("way", WAYS)
 def test_float64_on_dequantised_weights_agrees_however_the_tokens_come(name: str, way: str) -> None:
-    exact = logits(decoder(tiny.checkpoint(name, "4 bits g64"), plain=True), CHUNKS[way])
+    exact = exact_logits(name)
     assert relative_error(exact, transformers_logits(name, "4 bits g64")) < BOUND
-    found = logits(decoder(tiny.checkpoint(name, "4 bits g64")), CHUNKS[way])
-    assert relative_error(found, exact) < BOUND
+    assert relative_error(logits(decoder(tiny.checkpoint(name, "4 bits g64")), way), exact) < BOUND
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_dense"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gemma4_dense", "gpt_oss", "gpt_oss_blocks", "glm4_moe"])
 @pytest.mark.parametrize("form", ["plain", "4 bits g64"])
 def test_a_checkpoint_in_bfloat16(name: str, form: str) -> None:
-    found = logits(decoder(tiny.checkpoint(name, form, "bfloat16")), CHUNKS["prompt and single steps"])
+    found = logits(decoder(tiny.checkpoint(name, form, "bfloat16")), "prompt and single steps")
     assert relative_error(found, transformers_logits(name, form, "bfloat16")) < BOUND
 
 
@@ -104,12 +74,32 @@ def test_the_config_of_transformers_5_describes_the_same_decoder(name: str, tmp_
     written = json.loads(tiny.transformers_config(tiny.MODELS[name]).to_json_string())
     (new / "config.json").write_text(json.dumps({**written, "quantization": config["quantization"]}))
     assert decoder(new).architecture == decoder(published).architecture
-    assert np.array_equal(logits(decoder(new), CHUNKS["whole"]), logits(decoder(published), CHUNKS["whole"]))
+    assert np.array_equal(logits(decoder(new), "whole"), logits(decoder(published), "whole"))
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gemma4"])
 def test_the_same_tokens_give_the_same_bits(name: str) -> None:
     made = decoder(tiny.checkpoint(name, "4 bits g64"))
-    first = logits(made, CHUNKS["chunks and steps in turn"])
-    logits(made, CHUNKS["whole"])
-    assert np.array_equal(first, logits(made, CHUNKS["chunks and steps in turn"]))
+    first = logits(made, "chunks and steps in turn")
+    logits(made, "whole")
+    assert np.array_equal(first, logits(made, "chunks and steps in turn"))
+
+
+def test_an_option_makes_gpt_oss_what_mlx_lm_computes(tmp_path: Path) -> None:
+    changed = tmp_path / "truncated"
+    shutil.copytree(tiny.checkpoint("gpt_oss", "4 bits g64"), changed)
+    config = json.loads((changed / "config.json").read_text())
+    config["rope_scaling"]["truncate"] = True
+    (changed / "config.json").write_text(json.dumps(config))
+    assert relative_error(logits(decoder(changed), "whole"), mlx_logits("gpt_oss", "4 bits g64")) < BOUND
+
+
+def test_the_page_has_a_figure_for_every_family_and_format() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    names = {family.name for family in FAMILIES.values()}
+    assert sorted(name for name, _ in rows) == sorted([*names] * 2 * len(MODES))
+    for _, figures in rows:
+        values = [figure.strip() for figure in figures.split("|")]
+        assert len(values) == len(tiny.FORMATS)
+        assert all(value == "-" or 0 < float(value) < max(mode.bound for mode in MODES.values()) for value in values)
+    assert any(name in PAGE.read_text("utf-8") for name in COMPARED)

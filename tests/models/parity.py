@@ -1,0 +1,98 @@
+"""How far the decoder's logits are from those of the original implementations, on the tiny models.
+
+The bound of 1e-5 on the relative L2 error leaves room for f32 implementations that sum in different orders (each is
+about 1e-6 from the others), and none for a wrong formula: a dropped norm, a window off by one or a swapped expert shows
+at 1e-3 or more.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.checkpoint import open_checkpoint
+from coterie.models.backend import Backend
+from coterie.models.decoder import Decoder
+from coterie.models.families import family_of
+from coterie.models.weights import read_weights
+from coterie.ops import dispatch
+from coterie.runtime.cache import KeyValueCache
+from models import references, tiny
+from models.plain_backend import PlainBackend
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of computing: a back end with the options of its decoder, and how far its logits may be."""
+
+    backend: str
+    bound: float
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+MODES = {"CPU": Mode("cpu", 1e-5)}
+PLAIN = Mode("plain", 1e-5)
+"""float64, slow, sharing no kernel with a back end."""
+
+IDS = tiny.token_ids()
+WAYS = {
+    "whole": [tiny.LENGTH],
+    "prompt and single steps": [tiny.LENGTH - 6] + [1] * 6,
+    "single steps": [1] * tiny.LENGTH,
+    "chunks": [13, 13, 13, 9],
+    "chunks and steps in turn": [20, 1, 1, 17, 1, 8],
+}
+"""How many tokens come in each pass."""
+
+COMPARED = ("whole", "prompt and single steps", "chunks")
+"""The ways of every model in every format."""
+
+
+@functools.cache
+def decoder(folder: Path, mode: Mode = MODES["CPU"]) -> Decoder:
+    """The decoder of a checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    family = family_of(checkpoint.config)
+    architecture = family.architecture(checkpoint.config)
+    backend: Backend = PlainBackend() if mode is PLAIN else dispatch.decoder(mode.backend, **mode.options)
+    weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
+    return Decoder(architecture, weights, backend)
+
+
+def logits(made: Decoder, way: str) -> np.ndarray:
+    """Logits [T, V] of `IDS`, passed in one of the `WAYS`."""
+    chunks = WAYS[way]
+    cache = KeyValueCache(made.architecture, chunk=max(chunks), limit=sum(chunks))
+    ends = np.cumsum(chunks)
+    return np.concatenate(
+        [made.logits(made.hidden(IDS[end - n : end], cache)) for n, end in zip(chunks, ends, strict=True)]
+    )
+
+
+@functools.cache
+def transformers_logits(name: str, form: str, dtype: str = "float32") -> np.ndarray:
+    """What transformers says about a tiny model in a format."""
+    return references.transformers_logits(tiny.MODELS[name], tiny.checkpoint(name, form, dtype), IDS)
+
+
+@functools.cache
+def mlx_logits(name: str, form: str) -> np.ndarray:
+    """What mlx-lm says about a tiny model in a format."""
+    return references.mlx_logits(tiny.checkpoint(name, form), IDS)
+
+
+REFERENCES = {"transformers": transformers_logits, "mlx-lm": mlx_logits}
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The L2 norm of the difference over that of what is expected."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def worst_error(name: str, form: str, reference: str, mode: Mode) -> float:
+    """The largest relative error of the compared ways."""
+    expected, made = REFERENCES[reference](name, form), decoder(tiny.checkpoint(name, form), mode)
+    return max(relative_error(logits(made, way), expected) for way in COMPARED)
