@@ -24,7 +24,9 @@ def worst_row(found: np.ndarray, expected: np.ndarray) -> float:
     return float((error / np.sqrt(np.mean(expected**2, axis=-1))).max())
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 128), (3, 4, 32), (5, 2816), (2, 16, 512), (7, 131)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 128), (3, 4, 32), (5, 2816), (2, 16, 512), (7, 131), (47, 2816), (9, 1, 16_001)]
+)
 @pytest.mark.parametrize("weighted", [True, False])
 def test_rms_norm(shape: tuple[int, ...], weighted: bool, rng: np.random.Generator) -> None:
     x = (rng.standard_normal(shape) * 3).astype(np.float32)
@@ -51,7 +53,9 @@ def test_rms_norm_lets_nan_and_infinity_through() -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("n_tokens", "heads", "dims"), [(1, 1, 2), (4, 3, 16), (9, 16, 128), (2, 2, 512)])
+@pytest.mark.parametrize(
+    ("n_tokens", "heads", "dims"), [(1, 1, 2), (4, 3, 16), (9, 16, 128), (2, 2, 512), (83, 16, 128)]
+)
 def test_rotary(n_tokens: int, heads: int, dims: int, interleaved: bool, rng: np.random.Generator) -> None:
     x = rng.standard_normal((n_tokens, heads, dims)).astype(np.float32)
     frequencies = np.array(default_rope(1e4, dims).frequencies, np.float32)

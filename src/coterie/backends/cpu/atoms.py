@@ -58,6 +58,16 @@ load_f32, load_i64, load_u32 = _make_load("f32"), _make_load("i64"), _make_load(
 store_f32, store_i64 = _make_store("f32"), _make_store("i64")
 
 
+@intrinsic
+def f32_pointer(_context: Any, address: Any) -> Any:
+    """The address as a pointer to f32, for `numba.carray`."""
+
+    def codegen(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], F32.as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
 def _make_atomic(operation: str) -> Any:
     @intrinsic
     def atomic(_context: Any, base: Any, index: Any, value: Any) -> Any:

@@ -2,20 +2,63 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numba import carray
 
+from coterie.backends.cpu.atoms import f32_pointer, load_f32
 from coterie.backends.cpu.jit import njit
+from coterie.backends.cpu.pool import address_of, get_pool
+from coterie.backends.cpu.prepare import job
 
 # Sums may be reordered, which is what lets them run in vector lanes; NaN and infinity keep their meaning.
 _REORDERED = {"reassoc", "contract", "nsz"}
 
 
+_WORTH_SHARING = 1 << 17
+"""Numbers from which a second thread gains more than it costs to wake."""
+_UNIT = 1 << 15
+"""Numbers in a unit of work."""
+
+
 def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
-    rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+    size = x.shape[-1]
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1, size)
+    weight = _ones(size) if weight is None else weight
     out = np.empty_like(rows)
-    _rms_norm_rows(rows, _ones(x.shape[-1]) if weight is None else weight, np.float32(eps), out)
+    if rows.size < _WORTH_SHARING:
+        _rms_norm_rows(rows, weight, np.float32(eps), out)
+    else:
+        weight = np.ascontiguousarray(weight, np.float32)
+        words = [address_of(array) for array in (rows, weight, out, _single(eps))]
+        _in_units("rms_norm", _norm_job, len(rows), size, words)
     return out.reshape(x.shape)
+
+
+def _in_units(name: str, make: Callable[[], Any], n_rows: int, row_size: int, words: list[int]) -> None:
+    """Run a job on the pool; its words begin with n_rows, rows a unit and the size of a row."""
+    rows_a_unit = max(1, _UNIT // row_size)
+    pool = get_pool()
+    with pool.lock:
+        arguments = pool.place([n_rows, rows_a_unit, row_size, *words])
+        pool.run((job(name, make), arguments, -(-n_rows // rows_a_unit), True))
+
+
+@functools.cache
+def _single(number: float) -> np.ndarray:
+    return np.array([number], np.float32)
+
+
+def _norm_job() -> Any:
+    def norm_some_rows(a: Any, unit: int, _thread: int) -> None:
+        first, size = unit * a[1], a[2]
+        shape, offset = (min(a[1], a[0] - first), size), 4 * first * size
+        rows, out = carray(f32_pointer(a[3] + offset), shape), carray(f32_pointer(a[5] + offset), shape)
+        _rms_norm_rows(rows, carray(f32_pointer(a[4]), (size,)), load_f32(a[6], 0), out)
+
+    return norm_some_rows
 
 
 @functools.cache
@@ -40,8 +83,25 @@ def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool = 
     pairs = cos.shape[1]
     # A pair is (i * step, i * step + apart).
     step, apart = (2, 1) if interleaved else (1, pairs)
-    _rotate(out, cos, sin, step, apart)
+    if out.size < _WORTH_SHARING:
+        _rotate(out, cos, sin, step, apart)
+    else:
+        cos, sin = np.ascontiguousarray(cos, np.float32), np.ascontiguousarray(sin, np.float32)
+        words = [address_of(out), address_of(cos), address_of(sin), out.shape[1], out.shape[2], pairs, step, apart]
+        _in_units("rotary", _rotary_job, len(out), out.shape[1] * out.shape[2], words)
     return out
+
+
+def _rotary_job() -> Any:
+    def rotate_some_tokens(a: Any, unit: int, _thread: int) -> None:
+        first = unit * a[1]
+        count, pairs = min(a[1], a[0] - first), a[8]
+        x = carray(f32_pointer(a[3] + 4 * first * a[2]), (count, a[6], a[7]))
+        cos = carray(f32_pointer(a[4] + 4 * first * pairs), (count, pairs))
+        sin = carray(f32_pointer(a[5] + 4 * first * pairs), (count, pairs))
+        _rotate(x, cos, sin, a[9], a[10])
+
+    return rotate_some_tokens
 
 
 @njit
