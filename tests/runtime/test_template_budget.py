@@ -155,6 +155,19 @@ def test_the_process_knows_nothing_of_the_environment(monkeypatch: pytest.Monkey
             assert b"secret" not in file.read()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the limits of another process")
+def test_the_process_can_open_no_file_and_is_bounded_in_memory() -> None:
+    process = TemplateProcess("x", "t")
+    process.render({})
+    assert process._process is not None
+    with open(f"/proc/{process._process.pid}/limits") as file:
+        limits = {line[:26].strip(): line[26:].split()[:2] for line in file}
+    assert limits["Max open files"] == ["3", "3"]
+    assert limits["Max file size"] == ["0", "0"]
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max address space"] == [str(template_process.MEMORY)] * 2
+
+
 def test_without_a_python_to_start_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for executable in ("", "/no/such/python", "/bin/false"):
         monkeypatch.setattr(sys, "executable", executable)

@@ -25,8 +25,10 @@ class Penalties:
     def __init__(self, request: Request, prompt_ids: Sequence[int] = ()) -> None:
         """`prompt_ids` are the tokens before the text."""
         self._request = request
-        self._banned_or_biased = np.array([token_id for token_id, _ in request.logit_bias], np.intp)
+        self._biased = np.array([token_id for token_id, _ in request.logit_bias], np.intp)
         self._biases = np.array([bias for _, bias in request.logit_bias], np.float64)
+        shifts = (request.presence_penalty, request.frequency_penalty)
+        self._is_asked = bool(request.logit_bias) or request.repetition_penalty != 1.0 or any(shifts)
         self._repeated = set(prompt_ids) if request.repetition_penalty != 1.0 else set()
         self._counts: dict[int, int] = {}
 
@@ -36,9 +38,14 @@ class Penalties:
         self._counts[token_id] = self._counts.get(token_id, 0) + 1
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
-        """The logits [V] with everything applied, as float64; -inf for a token that a bias bans."""
+        """The logits [V] with everything applied, as float64; -inf for a token that a bias bans.
+
+        Where there is nothing to apply, the logits themselves.
+        """
+        if not self._is_asked:
+            return logits
         scores = logits.astype(np.float64)
-        scores[self._banned_or_biased] += self._biases
+        scores[self._biased] += self._biases
         penalty = self._request.repetition_penalty
         if penalty != 1.0 and self._repeated:
             ids = np.fromiter(self._repeated, np.intp, len(self._repeated))
