@@ -148,7 +148,7 @@ class Session:
     def run(self) -> None:
         """Until the entries end, or /quit."""
         if self._entries.is_interactive:
-            said = len(self._conversation.messages)
+            said = sum(message["role"] != "system" for message in self._conversation.messages)
             say(f"{f'{said} messages so far. ' if said else ''}/help for the commands, Ctrl-D ends.", style="dim")
         goes_on = True
         while goes_on:
