@@ -10,7 +10,7 @@ import pytest
 
 from coterie.errors import BackendUnavailableError, CheckpointError
 from coterie.inspect import Report, figures, files
-from coterie.inspect.labels import flow, label
+from coterie.inspect.labels import flow, label, times
 from coterie.inspect.summary import dumps, summary
 from inspection.traces import layer, trace
 
@@ -101,3 +101,10 @@ def test_labels(text: str, shown: str) -> None:
 
 def test_running_text_keeps_its_lines() -> None:
     assert flow("a b\n\tc\x07") == "a b⏎\n\tc\\x07"
+
+
+def test_ratios() -> None:
+    assert [times(r) for r in (0.0, 0.312, 0.994, 0.996, 2.44, 9.94, 17.4, 1234.0)] == [
+        *("0.00×", "0.31×", "0.99×", "1.0×"),
+        *("2.4×", "9.9×", "17×", "1,234×"),
+    ]

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.cli.console import visible
+from coterie.inspect.labels import label, times
 
 if TYPE_CHECKING:
     from coterie.inspect import LayerReport, Pair, Report, TokenCount
@@ -100,11 +101,6 @@ def heading(report: "Report", layer: "LayerReport | None" = None) -> Text:
     return text
 
 
-def times(ratio: float) -> str:
-    """A ratio as people say it: 0.31×, 2.4×, 17×."""
-    return f"{ratio:.2f}×" if ratio < 0.995 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:,.0f}×"
-
-
 def _notes(report: "Report") -> Text:
     dense = report.trace.n_layers - len(report.layers)
     text = (
@@ -136,8 +132,6 @@ def _pairs(pairs: Iterable["Pair"]) -> Table:
 
 
 def _label(report: "Report", token: "TokenCount") -> str:
-    from coterie.inspect.labels import label
-
     return label(report.trace.texts[token.token])
 
 

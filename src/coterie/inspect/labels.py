@@ -1,4 +1,4 @@
-"""Tokens as labels: nothing in them can steer a terminal, break a page or vanish."""
+"""Tokens and ratios as labels: nothing in a token can steer a terminal, break a page or vanish."""
 
 import unicodedata
 
@@ -26,6 +26,11 @@ def spelled(text: str) -> str:
 def flow(text: str) -> str:
     """A token inside of running text: line ends stay, with a sign, and so do blanks and tabs."""
     return "".join(c if c in " \t" else "⏎\n" if c == "\n" else spelled(c) for c in text)
+
+
+def times(ratio: float) -> str:
+    """A ratio as people say it: 0.31×, 2.4×, 17×."""
+    return f"{ratio:.2f}×" if ratio < 0.995 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:,.0f}×"
 
 
 def _steers(character: str) -> bool:

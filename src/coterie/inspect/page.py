@@ -13,6 +13,7 @@ import numpy as np
 
 from coterie.inspect import page_layer as layers
 from coterie.inspect.colour import STEPS, diverging, octaves, sequential, step
+from coterie.inspect.labels import times
 from coterie.inspect.page_data import STRIP, embedded
 from coterie.inspect.report import LayerReport, Report
 
@@ -131,10 +132,10 @@ def _overview(report: Report) -> str:
         relative = layer.relative
         busy, idle = int(relative.argmax()), int(relative.argmin())
         pair = layer.pairs[0] if layer.pairs else None
-        closest = f"{pair.first} + {pair.second}, {layers.times(pair.lift)}" if pair else ""
+        closest = f"{pair.first} + {pair.second}, {times(pair.lift)}" if pair else ""
         rows.append(
             f"<tr><th>{layer.layer}<td>{layer.source.top_k} of {layer.n_experts}"
-            f"<td>{busy}, {layers.times(relative[busy])}<td>{idle}, {layers.times(relative[idle])}"
+            f"<td>{busy}, {times(relative[busy])}<td>{idle}, {times(relative[idle])}"
             f"<td>{len(layer.unused)}<td>{layer.load_entropy:.2f} of {np.log2(layer.n_experts):.2f}"
             f"<td>{layer.router_entropy:.2f}<td>{closest}"
         )

@@ -2,17 +2,12 @@
 
 from html import escape
 
-from coterie.inspect.labels import flow, label
+from coterie.inspect.labels import flow, label, times
 from coterie.inspect.page_data import STRIP, TOP
 from coterie.inspect.report import ENOUGH, LayerReport, Report, shares
 
 _BARS = 150
 """Height of the bars, in pixels."""
-
-
-def times(ratio: float) -> str:
-    """A ratio as people say it: 0.31×, 2.4×, 17×."""
-    return f"{ratio:.2f}×" if ratio < 0.995 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:,.0f}×"
 
 
 def panel(report: Report, layer: LayerReport) -> str:
