@@ -137,7 +137,8 @@ def read_terminal(descriptor: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], ["--help"], ["generate", "--help"], ["chat", "--help"], ["convert", "--help"]]
+    "arguments",
+    [["--version"], ["--help"], *([name, "--help"] for name in ("generate", "chat", "convert", "inspect"))],
 )
 def test_help_and_version_are_quick_to_start(arguments: list[str]) -> None:
     code = (
