@@ -152,14 +152,19 @@ def table(model: "Description") -> Table:
     grid.add_column("format", no_wrap=True)
     grid.add_column("size", justify="right", no_wrap=True)
     grid.add_column("a token", justify="right", no_wrap=True)
-    vectors = [weight for weight in model.weights if len(weight.shape) == 1]
-    for rows in alike(weight for weight in model.weights if len(weight.shape) > 1):
+    vectors = [weight for weight in model.weights if is_vector(weight)]
+    for rows in alike(weight for weight in model.weights if not is_vector(weight)):
         layers = ranges(row.layer for row in rows if row.layer is not None)
         shape = "×".join(map(str, rows[0].shape))
         grid.add_row(visible(name_in_layer(rows[0])), layers, shape, short(rows[0].format), *sizes(rows))
     formats = ", ".join(dict.fromkeys(weight.format for weight in vectors))
-    grid.add_row("norms and scales", "", "", formats, *sizes(vectors))
+    grid.add_row("norms, scales, biases", "", "", formats, *sizes(vectors))
     return grid
+
+
+def is_vector(weight: "WeightDescription") -> bool:
+    """A vector, or the biases of all experts, which are one vector for each."""
+    return len(weight.shape) == 1 or weight.path.endswith(".bias")
 
 
 def short(name: str) -> str:
