@@ -12,7 +12,7 @@ from coterie.runtime.prompt_cache import PromptCache, common_length
 from models import tiny
 
 HOT = 6.0
-FAMILIES = ["qwen3_moe", "gemma4", "gemma4_per_layer", "deepseek_v3"]
+FAMILIES = ["qwen3_moe", "gemma4", "gemma4_per_layer", "gpt_oss", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -17,7 +17,7 @@ from coterie.runtime.prompt_cache import PromptCache
 from models import tiny
 
 Tensors = dict[str, np.ndarray]
-FAMILIES = ["qwen3_moe", "gemma4", "gemma4_per_layer", "deepseek_v3"]
+FAMILIES = ["gemma4_per_layer", "gpt_oss", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,7 +41,8 @@ def used(model: Model, length: int = 40) -> PromptCache:
 def test_a_file_gives_back_what_was_saved(
     model: Model, length: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coterie.runtime.prompt_cache.CHUNK", chunk)
+    for module in ("prompt_cache", "prompt_file"):
+        monkeypatch.setattr(f"coterie.runtime.{module}.CHUNK", chunk)
     cache = used(model, length)
     cache.save(tmp_path / "cache")
     again = model.prompt_cache(tmp_path / "cache")
