@@ -17,6 +17,8 @@ from coterie.runtime.template_process import TemplateProcess
 from models import tiny
 from runtime.templates_made import CONVERSATIONS, TEMPLATES, TOKENS, WEATHER, said
 
+EOS = {"eos_token": "<e>"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -110,7 +112,12 @@ def test_the_bundled_model_has_no_template() -> None:
 
 def read(folder: Path, **files: Any) -> ChatTemplate | None:
     """The template of a checkpoint with these files: a text as it is, anything else as JSON."""
-    names = {"jinja": "chat_template.jinja", "config": "tokenizer_config.json", "legacy": "chat_template.json"}
+    names = {
+        "jinja": "chat_template.jinja",
+        "config": "tokenizer_config.json",
+        "legacy": "chat_template.json",
+        "map": "special_tokens_map.json",
+    }
     before = {name: (folder / name).read_bytes() for name in names.values() if (folder / name).exists()}
     try:
         for key, value in files.items():
@@ -137,6 +144,13 @@ def read(folder: Path, **files: Any) -> ChatTemplate | None:
         (
             {"config": {"chat_template": "{{ image_token }}", "extra_special_tokens": {"image_token": "<i>"}}},
             "<i>",
+        ),
+        (
+            {
+                "config": {"chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}", "bos_token": None, **EOS},
+                "map": {"bos_token": "<b>", "eos_token": "<x>", "pad_token": {"content": "<p>"}},
+            },
+            "<e><p>",
         ),
         ({"config": {"chat_template": "ok", "model_max_length": 10**30}}, "ok"),
     ],

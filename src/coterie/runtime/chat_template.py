@@ -93,7 +93,7 @@ def _checked_variables(variables: Any) -> dict[str, Any]:
 def read_chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
     """The checkpoint's templates, None if it has none; `ConfigError` for what is there and is no text."""
     config = read_lenient_object(checkpoint, "tokenizer_config.json")
-    tokens = _special_tokens(config)
+    tokens = _special_tokens({**read_lenient_object(checkpoint, "special_tokens_map.json"), **config})
     name = "chat_template.jinja"
     content = checkpoint.read_member(name, MAX_TEMPLATE)
     if content is not None:
@@ -136,7 +136,10 @@ def _sources(value: Any, where: str) -> dict[str, str]:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Every "..._token" of tokenizer_config.json, and the extra ones that are named there."""
+    """Every "..._token" of tokenizer_config.json, and the extra ones that are named there.
+
+    Older checkpoints have some in special_tokens_map.json alone; tokenizer_config.json goes first, also with a null.
+    """
     extra = config.get("extra_special_tokens")
     named = {**config, **(extra if isinstance(extra, dict) else {})}
     tokens = {}
