@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint.test_conversion import assert_same, ours, theirs
 from coterie.checkpoint import LayerFormat, convert, open_checkpoint
-from coterie.errors import ArgumentError, CheckpointError, UnsupportedError
+from coterie.errors import ArgumentError, CheckpointError, NumericError, UnsupportedError
 from coterie.formats import Format, Packed
 from coterie.models.families import family_of
 from models import references, tiny
@@ -108,13 +108,16 @@ BAD_BLOCKS: list[tuple[str, Any, str]] = [
     ("gate_up_proj_blocks", np.zeros((16,), np.uint8), "layout_shape"),
     ("gate_up_proj_blocks", np.zeros((8, 255, 4, 16), np.uint8), "split_shape"),
     ("gate_up_proj_bias", np.zeros((8, 255), np.float32), "split_shape"),
+    ("down_proj_scales", np.full((8, 128, 3), 127, np.uint8), "scales_shape"),
+    ("down_proj_scales", np.full((8, 128, 4), 1.0, np.float32), "scales_shape"),
+    ("gate_up_proj_scales", np.full((8, 256, 4), 255, np.uint8), "not_finite"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "code"), BAD_BLOCKS)
 def test_damaged_blocks_are_refused(name: str, value: Any, code: str, tmp_path: Path) -> None:
     source = blocks(tmp_path / "source", **{name: value})
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises((CheckpointError, NumericError)) as caught:
         ours(source, tmp_path / "target")
     assert caught.value.code == code
     assert EXPERTS in str(caught.value)

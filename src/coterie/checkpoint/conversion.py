@@ -45,6 +45,9 @@ COPIED = (
 )
 """Files beside the weights that go along as they are."""
 
+_NO_SCALE = 255
+"""The E8M0 byte that stands for NaN."""
+
 _LEFT_OUT_KEYS = ("_name_or_path", "vision_config", "audio_config", "quantization_config")
 
 
@@ -147,6 +150,12 @@ def _packed(name: str, values: np.ndarray, fmt: Format) -> tuple[np.ndarray, ...
 def _values(checkpoint: Checkpoint, step: Step) -> np.ndarray:
     parts = [array_of(checkpoint.array(source.name), source) for source in step.target.sources]
     array = np.stack(parts) if step.target.stacked else parts[0]
+    if step.packed_before and not step.is_matrix and (array == _NO_SCALE).any():
+        raise NumericError(
+            f"{step.target.name}: found {_NO_SCALE} among the scales, which is no number, expected finite scales; "
+            "fetch the checkpoint again",
+            code="not_finite",
+        )
     if array.dtype == step.dtype:
         return array
     with np.errstate(over="ignore"):

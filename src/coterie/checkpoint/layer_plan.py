@@ -12,7 +12,7 @@ Matrices that were published in mxfp4 keep their codes, whatever the rest gets.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -91,8 +91,9 @@ class Planner:
         self.packed_before = {item.name.removesuffix(".weight") for item in blocks}
         entry = LayerFormat("", BLOCKS_FORMAT.bits, BLOCKS_FORMAT.group_size, BLOCKS_FORMAT.mode).entry()
         self.recorded.update(dict.fromkeys(sorted(self.packed_before), entry))
-        self._check_packed_before({item.name for item in targets})
-        return [self.step(item) for item in targets]
+        steps = [self.step(item) for item in targets]
+        self._check_packed_before({step.target.name: step for step in steps})
+        return steps
 
     def step(self, target: Target) -> Step:
         """The plan for one tensor of the target."""
@@ -114,13 +115,17 @@ class Planner:
             entries.append(replace(scales, name=f"{path}.biases"))
         return Step(target, shape, dtype, fmt, tuple(entries))
 
-    def _check_packed_before(self, names: set[str]) -> None:
+    def _check_packed_before(self, steps: Mapping[str, Step]) -> None:
         """Blocks come with scales, and a config that declares them is that of a family which has them."""
         for path in sorted(self.packed_before):
-            if f"{path}.scales" not in names:
+            scales, shape = steps.get(f"{path}.scales"), steps[f"{path}.weight"].shape
+            expected = (*shape[:-1], shape[-1] * 32 // BLOCKS_FORMAT.bits // BLOCKS_FORMAT.group_size)
+            if scales is None or scales.shape != expected or scales.dtype != np.uint8:
+                found = "no scales" if scales is None else f"scales {scales.dtype} {list(scales.shape)}"
                 raise CheckpointError(
-                    f"{path}: found mxfp4 codes without scales, expected both; fetch the checkpoint again",
-                    code="scales_missing",
+                    f"{path}: found mxfp4 codes with {found}, expected uint8 {list(expected)}; fetch the checkpoint "
+                    "again",
+                    code="scales_missing" if scales is None else "scales_shape",
                 )
         if is_in_blocks(self.checkpoint.config.get("quantization_config")) and not self.packed_before:
             raise UnsupportedError(
