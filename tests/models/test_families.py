@@ -53,6 +53,8 @@ def test_the_fields_of_gemma4_with_per_layer_embeddings() -> None:
     inputs = read_.layer_inputs
     assert inputs is not None
     assert (inputs.width, inputs.vocab_size, inputs.embedding_scale) == (64, tiny.VOCABULARY, 8.0)
+    # The norm behind them takes a common factor away again, so logits would not tell.
+    assert (inputs.projection_scale, inputs.scale) == (128**-0.5, 2**-0.5)
     narrow = read(config_of("gemma4_per_layer_experts"))
     assert {layer.mlp.width for layer in narrow.layers} == {192}  # type: ignore[union-attr]
 

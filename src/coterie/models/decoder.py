@@ -84,6 +84,8 @@ class Decoder:
         self._final_norm = weights[architecture.prefix + architecture.final_norm]
         self._head = self._embedding if architecture.head is None else weights[architecture.head]
         self._blocks = [_block(architecture, index, weights) for index in range(len(architecture.layers))]
+        writing = [index for index, layer in enumerate(architecture.layers) if layer.attention.shares is None]
+        self._n_writing = writing[-1] + 1
         self._frequencies = {
             rope: np.array(rope.frequencies, np.float32)
             for rope in {layer.attention.rope for layer in architecture.layers}
@@ -93,15 +95,27 @@ class Decoder:
         """One pass over `ids`, which join the tokens in `cache`: f32 [T, hidden_size] before the last norm."""
         return self.hidden_of([Segment(ids, cache)], observer)
 
+    def last_hidden(self, ids: Sequence[int], cache: Cache) -> Array:
+        """`hidden`, of the last of the `ids` alone: f32 [1, hidden_size].
+
+        Where the last layers read the keys and values of others, the tokens before it end at the first of those layers.
+        """
+        segment = Segment(ids, cache)
+        h, current = self._start([segment], None)
+        for index, block in enumerate(self._blocks):
+            if index == self._n_writing:
+                h, current = self._last_row(h, current)
+            h = self._layer(block, h, index, current)
+        cache.length += len(ids)
+        return h[-1:]
+
     def hidden_of(self, segments: Sequence[Segment], observer: RoutingObserver | None = None) -> Array:
         """One pass over several sequences at once, which reads each weight once: f32 [sum of T, hidden_size].
 
         The rows of the segments stand one below the other, without padding. No two segments share a cache.
         An `observer` sees the routing of every layer with experts, and decides what the experts are given.
         """
-        ids = [token_id for segment in segments for token_id in segment.ids]
-        h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
-        current = self._pass(segments, observer, self._layer_inputs(ids, h))
+        h, current = self._start(segments, observer)
         for index, block in enumerate(self._blocks):
             h = self._layer(block, h, index, current)
         for segment in segments:
@@ -124,6 +138,20 @@ class Decoder:
         if architecture.logit_cap is not None:
             z = backend.softcap(z, architecture.logit_cap)
         return backend.to_numpy(z)  # type: ignore[no-any-return]
+
+    def _start(self, segments: Sequence[Segment], observer: RoutingObserver | None) -> tuple[Array, _Pass]:
+        ids = [token_id for segment in segments for token_id in segment.ids]
+        h = self.backend.embed(self._embedding, ids) * np.float32(self.architecture.embedding_scale)
+        return h, self._pass(segments, observer, self._layer_inputs(ids, h))
+
+    @staticmethod
+    def _last_row(h: Array, current: _Pass) -> tuple[Array, _Pass]:
+        """What is left of a pass of one sequence when only its last token goes on."""
+        ((rows, start, cache),) = current.parts
+        tables = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in current.tables.items()}
+        inputs = None if current.layer_inputs is None else current.layer_inputs[-1:]
+        parts = ((slice(0, 1), start + rows.stop - 1, cache),)
+        return h[-1:], _Pass(tables, parts, current.observer, inputs)
 
     def _pass(self, segments: Sequence[Segment], observer: RoutingObserver | None, layer_inputs: Array | None) -> _Pass:
         ends = np.cumsum([len(segment.ids) for segment in segments]).tolist()

@@ -60,10 +60,10 @@ def prefill(decoder: Decoder, ids: Sequence[int], cache: KeyValueCache) -> np.nd
     hidden = None
     for chunk in chunks(ids, cache.chunk):
         cache.check_room(len(chunk))
-        hidden = decoder.hidden(chunk, cache)
+        hidden = decoder.last_hidden(chunk, cache)
     if hidden is None:
         raise ValueError("prefill needs at least one token")
-    return decoder.logits(hidden[-1:])
+    return decoder.logits(hidden)
 
 
 def chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
