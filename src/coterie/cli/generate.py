@@ -177,8 +177,7 @@ def drain(stream: Iterable[str], interrupts: Interrupts, *, prompt: str, as_json
             for _ in pieces:
                 interrupts.check()
             return False
-        if on_terminal and console.is_terminal:
-            console.print(Text(visible(prompt[-_ECHOED:], keep="\n\t"), style="dim"), end="", soft_wrap=True)
+        echo(prompt)
         write_text(first)
         for piece in pieces:
             write_text(piece)
@@ -187,6 +186,13 @@ def drain(stream: Iterable[str], interrupts: Interrupts, *, prompt: str, as_json
     if not as_json and (line or on_terminal):
         write_text("\n")
     return interrupted
+
+
+def echo(prompt: str) -> None:
+    """The prompt in front of its text, where both go to a terminal."""
+    console = stderr()
+    if sys.stdout.isatty() and console.is_terminal:
+        console.print(Text(visible(prompt[-_ECHOED:], keep="\n\t"), style="dim"), end="", soft_wrap=True)
 
 
 def finish(generation: "Generation", memory: "MemoryUse", *, interrupted: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from coterie.cli.console import print_json_line, say, stderr, write_text
 from coterie.cli.failures import Exit
-from coterie.cli.generate import memory_statistics
+from coterie.cli.generate import echo, memory_statistics
 from coterie.cli.interrupts import Interrupts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def generate_many(
         cache=None if prompt_cache is None else model.prompt_cache(prompt_cache),
         **options,
     )
-    interrupted = _drain(stream, interrupts, as_json=as_json)
+    interrupted = _drain(stream, [one["prompt"] for one in asked], interrupts, as_json=as_json)
     made = stream.generations
     if interrupted and as_json:
         for index, generation in enumerate(made):
@@ -49,9 +49,9 @@ def generate_many(
         raise typer.Exit(Exit.INTERRUPTED)
 
 
-def _drain(stream: "BatchStream", interrupts: Interrupts, *, as_json: bool) -> bool:
+def _drain(stream: "BatchStream", prompts: Sequence[Any], interrupts: Interrupts, *, as_json: bool) -> bool:
     """Read the stream to its end. True if Ctrl-C ended it."""
-    n_prompts, ended = len(stream.generations), 0
+    n_prompts, ended = len(prompts), 0
     shown: dict[int, str] = {}
     try:
         with stderr().status(f"0 of {n_prompts} texts") as status:
@@ -69,16 +69,17 @@ def _drain(stream: "BatchStream", interrupts: Interrupts, *, as_json: bool) -> b
     except KeyboardInterrupt:
         for index, generation in enumerate(stream.generations):
             shown.setdefault(index, generation.text)
-        _write(shown, as_json=as_json)
+        _write(shown, prompts, as_json=as_json)
         return True
-    _write(shown, as_json=as_json)
+    _write(shown, prompts, as_json=as_json)
     return False
 
 
-def _write(texts: dict[int, str], *, as_json: bool) -> None:
+def _write(texts: dict[int, str], prompts: Sequence[Any], *, as_json: bool) -> None:
     if not as_json:
         for index in sorted(texts):
             say(f"prompt {index + 1}", style="dim")
+            echo(prompts[index] if isinstance(prompts[index], str) else "")
             write_text(texts[index] + "\n")
 
 
