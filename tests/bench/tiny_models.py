@@ -13,6 +13,7 @@ _SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "num_experts": 8,
+    "num_local_experts": 8,
     "top_k_experts": 4,
     "num_experts_per_tok": 4,
     "intermediate_size": 128,

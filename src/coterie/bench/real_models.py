@@ -75,6 +75,67 @@ _GEMMA4: dict[str, Any] = {
     },
 }
 
+_MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32_000,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 32_768,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+_OLMOE: dict[str, Any] = {
+    "model_type": "olmoe",
+    "hidden_size": 2048,
+    "intermediate_size": 1024,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 50_304,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+_GPT_OSS: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "sliding_window": 128,
+    "vocab_size": 201_088,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150_000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+    "swiglu_limit": 7.0,
+    "attention_bias": True,
+    "max_position_embeddings": 131_072,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
 REAL_MODELS = {
     model.name: model
     for model in (
@@ -91,5 +152,8 @@ REAL_MODELS = {
             n_layers=94,
         ),
         RealModel("gemma-4-26b-a4b", "Gemma-4-26B-A4B", _GEMMA4, n_layers=30, period=6),
+        RealModel("mixtral-8x7b", "Mixtral-8x7B", _MIXTRAL, n_layers=32),
+        RealModel("olmoe-1b-7b", "OLMoE-1B-7B", _OLMOE, n_layers=16),
+        RealModel("gpt-oss-20b", "gpt-oss-20b", _GPT_OSS, n_layers=24, period=2),
     )
 }

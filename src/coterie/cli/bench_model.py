@@ -21,7 +21,8 @@ def model(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Random weights at the dimensions of qwen3-30b-a3b, qwen3-235b-a22b or gemma-4-26b-a4b.",
+            help="Random weights at the dimensions of qwen3-30b-a3b, qwen3-235b-a22b, gemma-4-26b-a4b, mixtral-8x7b, "
+            "olmoe-1b-7b or gpt-oss-20b.",
             show_default=False,
         ),
     ] = None,
