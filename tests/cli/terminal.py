@@ -56,7 +56,7 @@ class Terminal:
         self.expect(prompt)
         self.type(keys)
 
-    def expect(self, text: str, *, within: float = 60.0) -> str:
+    def expect(self, text: str, *, within: float = 120.0) -> str:
         """Read until `text` stands on the screen after what was expected before; returns all between."""
         end = time.monotonic() + within
         while text not in self.screen[self._seen :]:
