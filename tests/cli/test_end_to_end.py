@@ -58,6 +58,13 @@ def test_a_request_that_cannot_be_met_names_its_field(model: Path, arguments: li
     assert json.loads(result.stdout)["error"]["code"] == code
 
 
+def test_a_text_on_mlx_arrays_is_that_of_the_cpu(model: Path) -> None:
+    pytest.importorskip("mlx.core")
+    made = [generate(model, "--device", device, "--temperature", "0", "def f") for device in ("mlx", "cpu")]
+    assert made[0].exit_code == 0
+    assert made[0].stdout == made[1].stdout
+
+
 def test_a_device_that_is_not_there_is_said(model: Path) -> None:
     assert generate(model, "--device", "cuda", "x").exit_code == 4
     assert generate(model, "--device", "abacus", "x").exit_code == 5

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from coterie.checkpoint import open_checkpoint
-from coterie.models.backend import Backend
 from coterie.models.decoder import Decoder
 from coterie.models.families import family_of
 from coterie.models.weights import read_weights
@@ -34,6 +33,7 @@ class Mode:
 
 
 MODES = {"CPU": Mode("cpu", 1e-5)}
+MLX = Mode("mlx", 1e-5)
 PLAIN = Mode("plain", 1e-5)
 """float64, slow, sharing no kernel with a back end."""
 
@@ -57,9 +57,11 @@ def decoder(folder: Path, mode: Mode = MODES["CPU"]) -> Decoder:
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.config)
     architecture = family.architecture(checkpoint.config)
-    backend: Backend = PlainBackend() if mode is PLAIN else dispatch.decoder(mode.backend, **mode.options)
     weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
-    return Decoder(architecture, weights, backend)
+    if mode is PLAIN:
+        return Decoder(architecture, weights, PlainBackend())
+    backend = dispatch.decoder(mode.backend, **mode.options)
+    return Decoder(architecture, backend.adopt(weights), backend)
 
 
 def logits(made: Decoder, way: str) -> np.ndarray:

@@ -6,14 +6,18 @@ its first query sees are still there.
 
 A cache can be taken back to an earlier length as long as every layer still has what the next token sees: always where
 nothing was overwritten, and by some tokens where a window's ring has wrapped.
+
+A store begins in NumPy, and is of the kind of the keys as soon as some join it: arrays of the decoder's back end.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from coterie.arrays import Array, Kind, as_numpy, from_numpy, kind_of
 from coterie.errors import CapacityError
 from coterie.models.architecture import Architecture, Attention, LatentAttention
+from coterie.ops import dispatch
 
 CHUNK = 512
 """Tokens of a prompt that pass through the decoder together: enough to use each expert's matrices for many rows."""
@@ -29,11 +33,13 @@ class LayerStore:
         """At most `limit` positions are kept."""
         self._limit = limit
         self._length = self._oldest = 0
-        self._keys = np.empty((n_heads, min(_FIRST, limit), key_dim), np.float32)
-        self._values = np.empty((n_heads, min(_FIRST, limit), value_dim), np.float32)
+        self._keys: Array = np.empty((n_heads, min(_FIRST, limit), key_dim), np.float32)
+        self._values: Array = np.empty((n_heads, min(_FIRST, limit), value_dim), np.float32)
 
-    def extend(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Append keys and values [T, Hkv, D], T <= limit; returns both stores, [Hkv, capacity, D]."""
+        if type(keys) is not type(self._keys):
+            self._become(kind_of(keys))
         end = self._length + len(keys)
         if end > self.capacity and self.capacity < self._limit:
             self._grow(min(self._limit, max(end, 2 * self.capacity)))
@@ -42,7 +48,8 @@ class LayerStore:
         for store, new in ((self._keys, keys), (self._values, values)):
             by_head = new.transpose(1, 0, 2)
             store[:, begin : begin + before_wrap] = by_head[:, :before_wrap]
-            store[:, : len(keys) - before_wrap] = by_head[:, before_wrap:]
+            if before_wrap < len(keys):
+                store[:, : len(keys) - before_wrap] = by_head[:, before_wrap:]
         self._length, self._oldest = end, max(self._oldest, end - self.capacity)
         return self._keys, self._values
 
@@ -56,12 +63,13 @@ class LayerStore:
         self._length = min(self._length, length)
 
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the keys and values from position `oldest` on, in order: [Hkv, n, D] each."""
+        """Copies of the keys and values from position `oldest` on, in order, on the host: [Hkv, n, D] each."""
         slots = np.arange(self._oldest, self._length) % self.capacity
-        return self._keys[:, slots], self._values[:, slots]
+        return as_numpy(self._keys)[:, slots], as_numpy(self._values)[:, slots]
 
     def restore(self, keys: np.ndarray, values: np.ndarray, length: int) -> None:
         """Take over what `kept` of another store gave, [Hkv, n, D], when it had `length` positions."""
+        self._become("numpy")
         n_kept = min(keys.shape[1], self._limit)
         self._length, self._oldest = 0, length - n_kept
         if self.capacity < min(length, self._limit):
@@ -72,20 +80,24 @@ class LayerStore:
             store[:, slots] = old[:, old.shape[1] - n_kept :]
 
     @property
-    def stores(self) -> tuple[np.ndarray, np.ndarray]:
+    def stores(self) -> tuple[Array, Array]:
         """Keys and values, [Hkv, capacity, D] each."""
         return self._keys, self._values
 
     @property
     def capacity(self) -> int:
         """Slots of the store as it is now."""
-        return self._keys.shape[1]
+        return int(self._keys.shape[1])
+
+    def _become(self, kind: Kind) -> None:
+        """Hold the stores as arrays of `kind`."""
+        self._keys, self._values = (from_numpy(as_numpy(store), kind) for store in self.stores)
 
     def _grow(self, capacity: int) -> None:
         """More slots. A store below its limit has never wrapped, so positions are slots and are copied."""
         for name in ("_keys", "_values"):
             old = getattr(self, name)
-            new = np.empty((old.shape[0], capacity, old.shape[2]), np.float32)
+            new = dispatch.zeros((old.shape[0], capacity, old.shape[2]), "float32", kind_of(old))
             new[:, : self._length] = old[:, : self._length]
             setattr(self, name, new)
 

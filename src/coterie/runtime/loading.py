@@ -20,7 +20,6 @@ from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import read_tokenizer
 
 _NOT_YET = {
-    "mlx": "the operations run on MLX arrays, but whole models run on the CPU so far",
     "cuda": "whole models run on the CPU so far",
 }
 
@@ -28,8 +27,9 @@ _NOT_YET = {
 def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Model:
     """Load a model in MLX's format: a folder, an id of the hub ("owner/name"), or None for the bundled model.
 
-    Every byte of the weights is checked once; they then stay in the mapped files. device is "auto" or "cpu": this
-    version runs whole models on the CPU, and any other known device is a `BackendUnavailableError`. `CheckpointError`,
+    Every byte of the weights is checked once; they then stay in the mapped files. device is "auto", "cpu" or "mlx",
+    which copies the weights into MLX's memory and computes on MLX's default device; any other known one is a
+    `BackendUnavailableError`, as is "mlx" where MLX is not installed. `CheckpointError`,
     `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
     memory are a warning, `MemoryShortage`, that says what a token then costs.
     """
@@ -43,7 +43,7 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Mod
         weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
         tokenizer = read_tokenizer(checkpoint, architecture.vocab_size)
         description = describe_checkpoint(architecture, checkpoint)
-        decoder = Decoder(architecture, weights, backend)
+        decoder = Decoder(architecture, backend.adopt(weights), backend)
         chat_template = read_chat_template(checkpoint)
         seconds = time.perf_counter() - started
         return Model(decoder, tokenizer, checkpoint.config, description, chat_template, load_seconds=seconds)
@@ -87,8 +87,10 @@ def _location(path_or_repo: str | Path | None) -> str | Path:
 def _decoder_backend(device: str) -> Any:
     if device in ("auto", "cpu"):
         return dispatch.decoder("cpu")
+    if device == "mlx":
+        return dispatch.decoder("mlx")
     if device in _NOT_YET:
         raise BackendUnavailableError(
             f"device {device!r}: {_NOT_YET[device]}; use device='cpu'", code=f"device_{device}"
         )
-    raise ArgumentError(f"device is {device!r}, expected 'auto' or 'cpu'", code="device")
+    raise ArgumentError(f"device is {device!r}, expected 'auto', 'cpu' or 'mlx'", code="device")

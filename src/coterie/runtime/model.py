@@ -7,7 +7,6 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from coterie.arrays import as_numpy
 from coterie.errors import RequestError, UnsupportedError
 from coterie.formats import Packed
 from coterie.models.decoder import Decoder
@@ -64,7 +63,8 @@ class Model:
     def memory(self) -> MemoryUse:
         """Bytes that this process takes, and how much of them are the model's weights, which are mapped, not copied."""
         parts = (weight.codes if isinstance(weight, Packed) else weight for weight in self._decoder.weights.values())
-        return memory_use(self._description.nbytes, (as_numpy(part).ctypes.data for part in parts))
+        mapped = (part.ctypes.data for part in parts if isinstance(part, np.ndarray))
+        return memory_use(self._description.nbytes, mapped)
 
     @cached_property
     def fingerprint(self) -> str:

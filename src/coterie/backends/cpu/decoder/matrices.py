@@ -1,6 +1,6 @@
 """Products with weights as they are stored, packed or plain f32, f16 or bf16; rows of an embedding, rows joined."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,11 @@ from coterie.backends.cpu.linear import linear as product
 from coterie.backends.cpu.matrix import matrix_for
 from coterie.formats import Packed
 from coterie.formats.codec import dequantize
+
+
+def adopt(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Weights of a checkpoint as the decoder takes them: where they lie."""
+    return weights
 
 
 def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""The decoder's verbs on MLX arrays; what each must compute is said in `coterie.models.backend`.
+
+Everything is lazy up to `to_numpy`; attention hands what has been asked for so far to the device, so that it computes
+while Python asks for the rest, and no graph grows with the length of a prompt.
+"""
+
+from coterie.backends.mlx.decoder.attention import attend
+from coterie.backends.mlx.decoder.elementwise import clip, rms_norm, rotary, softcap
+from coterie.backends.mlx.decoder.latent import attend_latent
+from coterie.backends.mlx.decoder.matrices import adopt, embed, join, linear
+from coterie.backends.mlx.decoder.verbs import glu, moe, route, to_numpy
+
+from coterie.backends.mlx.decoder import row_by_row  # isort: skip (it takes the verbs from here)
+
+__all__ = [
+    "adopt",
+    "attend",
+    "attend_latent",
+    "clip",
+    "embed",
+    "glu",
+    "join",
+    "linear",
+    "moe",
+    "rms_norm",
+    "rotary",
+    "route",
+    "row_by_row",
+    "softcap",
+    "to_numpy",
+]
