@@ -17,7 +17,9 @@ Weight = Packed | Array
 
 
 class Backend(Protocol):
-    """The decoder's verbs; `coterie.backends.cpu.decoder` is the implementation on NumPy arrays."""
+    """The decoder's verbs; `coterie.backends.cpu.decoder` has them for NumPy arrays, `coterie.backends.mlx.decoder` for
+    MLX's.
+    """
 
     @property
     def row_by_row(self) -> "Backend":

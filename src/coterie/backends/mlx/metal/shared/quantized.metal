@@ -3,9 +3,12 @@
 
 namespace coterie {
 
-// E2M1 by way of f16, whose exponent and fraction take the code's three bits: off by a factor of 2^14 that is exact.
+// E2M1 through integers, twice the value: bits that are a float's own would pass through subnormal numbers, which a GPU
+// may take for zero.
 METAL_FUNC float e2m1(uint code) {
-    const float magnitude = 16384.0f * float(as_type<half>(ushort((code & 7) << 9)));
+    const uint exponent = (code >> 1) & 3;
+    const uint fraction = code & 1;
+    const float magnitude = 0.5f * float(exponent == 0 ? fraction : (2 + fraction) << (exponent - 1));
     return code & 8 ? -magnitude : magnitude;
 }
 
