@@ -161,6 +161,7 @@ def test_whole_kernels_pass_their_checks(
     probe(rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "file", "whole", "broken"), MUTATIONS, ids=[f"{row[1]}-{row[3][:24].strip()}" for row in MUTATIONS]
 )
