@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "bundled"},
     "bundled": {"errors"},
     "inspect": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime"},
+    "integrations": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime", "bundled"},
     "cli": {
         "errors",
         "arrays",
@@ -38,10 +39,23 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench",
         "doctor",
         "inspect",
+        "integrations",
         "coterie",
     },
     "doctor": {"errors", "arrays", "formats", "checkpoint", "ops", "moe", "models", "runtime", "bundled"},
-    "bench": {"errors", "arrays", "formats", "checkpoint", "ops", "backends", "moe", "models", "runtime", "bundled"},
+    "bench": {
+        "errors",
+        "arrays",
+        "formats",
+        "checkpoint",
+        "ops",
+        "backends",
+        "moe",
+        "models",
+        "runtime",
+        "bundled",
+        "integrations",
+    },
 }
 """Room -> the rooms whose modules it may import. A room may always import itself; "coterie" is the package's top."""
 

@@ -12,6 +12,7 @@ from coterie.cli.doctor import doctor
 from coterie.cli.generate import generate
 from coterie.cli.info import info
 from coterie.cli.inspect import inspect
+from coterie.cli.mlx_lm import PASSED_ON, mlx_lm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,4 +43,5 @@ app.command()(convert)
 app.command()(info)
 app.command()(doctor)
 app.command()(inspect)
+app.command("mlx-lm", context_settings=PASSED_ON)(mlx_lm)
 app.add_typer(bench, name="bench")
