@@ -8,7 +8,7 @@ import torch
 from coterie.errors import UnsupportedError
 
 
-class _ForwardOnly(torch.autograd.Function):
+class _ForwardOnly(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(_: Any, run: Callable[[], Any], *tensors: Any) -> Any:  # noqa: ARG004
         return run()

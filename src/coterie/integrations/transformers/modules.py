@@ -23,7 +23,7 @@ Stored = Packed | np.ndarray
 _PARTS = ("weight", "scales", "biases")
 
 
-class PackedMatrix(nn.Module):
+class PackedMatrix(nn.Module):  # type: ignore[misc]
     """A matrix [..., N, K], or a stack of them: packed, or plain in the model's dtype where it is not quantised."""
 
     def __init__(self, stored: Stored, dtype: Any, bias: tuple[int, ...] | None = None) -> None:
@@ -123,7 +123,7 @@ class PackedEmbedding(PackedMatrix):
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale, dtype=rows.dtype)
 
 
-class PackedExperts(nn.Module):
+class PackedExperts(nn.Module):  # type: ignore[misc]
     """All experts of a layer; the router's choice comes in, the weighted sum goes out."""
 
     def __init__(self, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix, activation: str) -> None:
@@ -157,7 +157,7 @@ class PackedExperts(nn.Module):
         return {**self.__dict__, "remembered": None}
 
 
-class PackedLatentUp(nn.Module):
+class PackedLatentUp(nn.Module):  # type: ignore[misc]
     """`kv_b_proj` of latent attention, whose rows MLX keeps apart: keys [heads, rank, K], values [heads, V, rank]."""
 
     def __init__(self, keys: PackedMatrix, values: PackedMatrix) -> None:

@@ -25,7 +25,7 @@ METHOD = "mlx"
 """The `quant_method` under which transformers knows MLX's formats."""
 
 
-class MlxConfig(QuantizationConfigMixin):
+class MlxConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """A quantisation as MLX's config.json declares it: group_size, bits, mode, and an entry for each odd module."""
 
     def __init__(self, **declared: Any) -> None:
@@ -42,7 +42,7 @@ class MlxConfig(QuantizationConfigMixin):
         return self.to_dict()
 
 
-class MlxQuantizer(HfQuantizer):
+class MlxQuantizer(HfQuantizer):  # type: ignore[misc]
     """Loads packed weights into modules that run on Coterie's CPU kernels; saves them as they were."""
 
     requires_calibration = False

@@ -28,7 +28,7 @@ class _PackedRouter(PackedMatrix):
         return codes if codes is None or codes.is_meta else _StandIn.of(self)
 
 
-class _StandIn(torch.Tensor):
+class _StandIn(torch.Tensor):  # type: ignore[misc]
     """A tensor without values; what is done to it is done to the matrix, dequantised unless it is a product."""
 
     router: PackedMatrix
