@@ -13,7 +13,7 @@ from coterie.bench.weights import Call, bits_a_weight, checked_tokens, n_layers,
 from coterie.formats import Format, Packed
 from coterie.moe import Experts, moe
 
-MODES: dict[str, dict[str, Any]] = {"default": {}, "int8": {"precision": "int8"}}
+MODES: dict[str, dict[str, Any]] = {"default": {}, "exact": {"precision": "exact"}, "int8": {"precision": "int8"}}
 """This library's own ways to compute: the name, and the arguments that `moe` is called with."""
 
 

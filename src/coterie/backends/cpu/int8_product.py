@@ -4,19 +4,24 @@ import functools
 from typing import Any
 
 import numba
+import numpy as np
 
 from coterie.backends.cpu import product as p
-from coterie.backends.cpu.isa import Isa, machine_features
+from coterie.backends.cpu.isa import Isa
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.int8_few import FEW_TOKENS, multiply_int8_few
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
-from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES
+from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, prepared_bytes, round_groups
 from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS, multiply_int8_tile
 from coterie.backends.cpu.layout import Layout, from_key
+from coterie.backends.cpu.pool import Phase, Pool, address_of
+from coterie.backends.cpu.prepare import WORTH_WAKING, Preparation, job, rows_a_unit
 
 PANEL_INPUTS = 1024
 """Least weights of each row in a panel, where the row has so many: with 32 rows, most of the first-level cache."""
 _GROUPS = (16, 32, 64, 128)
+
+X, X_STRIDE, N_GROUPS, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(7)
 
 
 def panel_groups(layout: Layout) -> int:
@@ -28,9 +33,37 @@ def why_not(layout: Layout) -> str:
     """Why there is no kernel for this layout on this machine; "" if there is one."""
     if layout.kind not in ("affine", "e2m1") or layout.bits not in (4, 8):
         return "which has none (affine with 4 or 8 bits, mxfp4 and nvfp4 have one)"
-    if layout.isa.name != "avx512" or "avx512vnni" not in machine_features():
+    if layout.isa.lanes != 16 or not layout.isa.vnni:
         return f"and kernels need AVX-512 with VNNI (the instruction set in use is {layout.isa.name})"
     return ""
+
+
+def prepare_int8(layout: Layout, n_inputs: int) -> Preparation:
+    """Activations as integers of 8 bits, a scale for each group."""
+    return Preparation(_phase, (n_inputs, _rounding(layout).key), prepared_bytes(layout, n_inputs))
+
+
+def _rounding(layout: Layout) -> Layout:
+    """A layout that stands for all whose activations are rounded alike: the scales' dtype makes no difference."""
+    return Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa)
+
+
+def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
+    n_inputs, key = preparation.fixed
+    group, rows = from_key(key).group, rows_a_unit(n_inputs)
+    words = [address_of(x), x.strides[0], n_inputs // group, prepared, preparation.row_bytes, len(x), rows]
+    function = job(f"int8_round.{key}", lambda: _make_round(key))
+    return function, pool.place(words), -(-len(x) // rows), x.size >= WORTH_WAKING
+
+
+def _make_round(key: int) -> Any:
+    def round_rows(a: Any, unit: int, _thread: int) -> None:
+        """Unit: some rows of activations."""
+        first = unit * a[ROWS_A_UNIT]
+        for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
+            round_groups(key, a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE], a[N_GROUPS])
+
+    return round_rows
 
 
 @functools.cache
@@ -47,7 +80,7 @@ def int8_product(key: int) -> Any:
 
 
 @numba.njit(inline="always")
-def _ahead(a: Any, row: int, n_rows: int, tile_rows: int) -> tuple[int, int, int]:
+def rows_ahead(a: Any, row: int, n_rows: int, tile_rows: int) -> tuple[int, int, int]:
     """Bytes from the codes, scales and biases of a tile's rows to those of the rows that are wanted after them."""
     codes, scales = row * a[p.CODES_STRIDE], row * a[p.SCALES_STRIDE]
     if row + tile_rows < n_rows:
@@ -66,7 +99,7 @@ def _make(key: int, layout: Layout) -> Any:
     def multiply(a: Any) -> None:
         n_rows, n_tokens, n_groups = a[p.N_ROWS], a[p.N_TOKENS], a[p.N_INPUTS] // group
         for row in range(0, n_rows, tile_rows):
-            ahead = _ahead(a, row, n_rows, tile_rows)
+            ahead = rows_ahead(a, row, n_rows, tile_rows)
             for begin in range(0, n_groups, groups_a_panel):
                 count = min(groups_a_panel, n_groups - begin)
                 for part in range(ROW_VECTORS):

@@ -10,9 +10,9 @@ from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32, store_i64
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.matrix import Matrix
 from coterie.backends.cpu.pool import Pool, address_of, get_pool
-from coterie.backends.cpu.prepare import job, prepare_phase
+from coterie.backends.cpu.prepare import job
 
-MATRIX, GROUPS, N_CHUNKS, CHUNK, N_ROWS, INPUTS, OUTPUTS, SCRATCH, SCRATCH_STRIDE, SUMS = range(10)
+MATRIX, GROUPS, N_CHUNKS, CHUNK, N_ROWS, INPUTS, OUTPUTS, SCRATCH, SCRATCH_STRIDE, SUMS, LAST_GROUP = range(11)
 
 WORTH_WAKING = 1 << 18
 """Products from which a second thread gains more than it costs to wake: some five microseconds of work."""
@@ -31,6 +31,9 @@ def _project(a: Any, unit: int, thread: int) -> None:
     n_rows = min(a[CHUNK], a[N_ROWS] - row)
     scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
     tile = scratch + s.TILE
+    following = unit + 1
+    following_expert = load_i64(a[GROUPS], 3 * min(following // a[N_CHUNKS], a[LAST_GROUP]))
+    s.expect(scratch, a[MATRIX], following_expert, following % a[N_CHUNKS] * a[CHUNK])
     for begin in range(first, first + count, p.MAX_TOKENS):
         n_tokens = min(p.MAX_TOKENS, first + count - begin)
         s.multiply(scratch, scratch + a[SUMS], a[MATRIX], expert, row, n_rows, a[INPUTS] + 8 * begin, n_tokens, tile)
@@ -63,10 +66,13 @@ def _run(
     kind = matrix.layout.isa
     scratch_stride = s.thread_bytes(kind)
     scratch = pool.buffer("scratch", pool.n_threads * scratch_stride)
-    words = [matrix.at, groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride, s.sums_offset(kind)]
+    words = [
+        matrix.at, groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride, s.sums_offset(kind),
+        n_groups - 1,
+    ]  # fmt: skip
     arguments = pool.place(words)
     worth = n_pairs * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
-    prepare = prepare_phase(pool, matrix.prepare, x, pool.buffer("prepared", 0))
+    prepare = matrix.preparation.phase(pool, matrix.preparation, x, pool.buffer("prepared", 0))
     pool.run(prepare, (job("project", _the_job), arguments, n_groups * n_chunks, worth))
 
 
@@ -79,14 +85,14 @@ def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     rows = np.ascontiguousarray(x, np.float32)
     out = np.empty((len(rows), matrix.n_rows), np.float32)
     pool = get_pool()
-    step = max(1, _MAX_PREPARED // matrix.prepared_bytes)
+    step = max(1, _MAX_PREPARED // matrix.preparation.row_bytes)
     with pool.lock:
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
             count = len(part)
             inputs, outputs = pool.buffer("inputs", 8 * count), pool.buffer("outputs", 8 * count)
-            prepared = pool.buffer("prepared", count * matrix.prepared_bytes)
-            _fill(inputs, prepared, matrix.prepared_bytes, count)
+            prepared = pool.buffer("prepared", count * matrix.preparation.row_bytes)
+            _fill(inputs, prepared, matrix.preparation.row_bytes, count)
             _fill(outputs, address_of(out) + begin * out.strides[0], out.strides[0], count)
             _run(pool, matrix, part, count, pool.place([0, 0, count]), 1, (inputs, outputs))
     return out
@@ -103,7 +109,7 @@ def gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarra
     """x [B, K][rows] times the stack's matrices [experts]: f32 [R, N]; rows and experts int64 [R]."""
     out = np.empty((len(rows), matrix.n_rows), np.float32)
     pool = get_pool()
-    step = max(1, _MAX_PREPARED // matrix.prepared_bytes)
+    step = max(1, _MAX_PREPARED // matrix.preparation.row_bytes)
     with pool.lock:
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
@@ -111,8 +117,8 @@ def gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarra
             # Only the rows of x that this part needs are prepared.
             needed, local = np.unique(rows[part], return_inverse=True)
             needed_x = np.ascontiguousarray(x if len(needed) == len(x) else x[needed], np.float32)
-            prepared = pool.buffer("prepared", len(needed) * matrix.prepared_bytes)
-            inputs = prepared + matrix.prepared_bytes * local[order].astype(np.int64)
+            prepared = pool.buffer("prepared", len(needed) * matrix.preparation.row_bytes)
+            inputs = prepared + matrix.preparation.row_bytes * local[order].astype(np.int64)
             outputs = address_of(out) + out.strides[0] * (begin + order.astype(np.int64))
             tables = (address_of(inputs), address_of(outputs))
             _run(pool, matrix, needed_x, len(order), address_of(groups), len(groups), tables)

@@ -1,6 +1,5 @@
 """A stack of weight matrices as the kernels see it: addresses, strides and the layout that reads it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +7,10 @@ import numpy as np
 
 from coterie.arrays import bfloat16
 from coterie.backends.cpu import isa
+from coterie.backends.cpu.arithmetic import Arithmetic, arithmetic_for
 from coterie.backends.cpu.layout import Layout
 from coterie.backends.cpu.pool import address_of
-from coterie.backends.cpu.prepare import prepare_words, row_bytes
-from coterie.backends.cpu.product import product
+from coterie.backends.cpu.prepare import Preparation
 from coterie.formats import Format, Packed
 
 PRODUCT, CODES, CODES_STRIDE, CODES_EXPERT, SCALES, SCALES_STRIDE, SCALES_EXPERT, BIASES, N_INPUTS = range(9)
@@ -24,18 +23,15 @@ _FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", bfloat16: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what its addresses point to.
-
-    `prepare` and `prepared_bytes`: the arguments of the job that prepares activations, and the bytes of a prepared row.
-    """
+    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what its addresses point to."""
 
     layout: Layout
     words: np.ndarray
     n_rows: int
     n_inputs: int
     owners: tuple[Any, ...]
-    prepare: list[int]
-    prepared_bytes: int
+    arithmetic: Arithmetic
+    preparation: Preparation
     at: int
 
 
@@ -46,11 +42,12 @@ def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:
 
 
 def matrix_of(
-    weight: Packed | np.ndarray, added: np.ndarray | None = None, kernel: Callable[[int], Any] = product
+    weight: Packed | np.ndarray, added: np.ndarray | None = None, precision: str = "exact", name: str = "weight"
 ) -> Matrix:
     """The record of a packed stack or matrix, or of a plain array, [E, N, K] or [N, K]; rows must be contiguous.
 
-    `added`: f32 [E, N], a bias for each row's result. `kernel` makes the product's callback from a layout's key.
+    `added`: f32 [E, N], a bias for each row's result. precision: "exact", "default" or "int8"; `UnsupportedError`, which
+    calls the matrix by its `name`, where there is no kernel for "int8".
     """
     if isinstance(weight, Packed):
         layout = layout_of(weight.format, weight.scales.dtype)
@@ -63,9 +60,11 @@ def matrix_of(
         layout = Layout(kind, 8 * weight.dtype.itemsize, 0, "none", isa.current())
         codes, owners, scale_words = weight, (weight, added), [0, 0, 0, 0]
     n_rows, n_inputs = weight.shape[-2:]
+    found = weight.format if isinstance(weight, Packed) else f"a plain array of {weight.dtype}"
+    arithmetic = arithmetic_for(precision, layout, f"{name} is {found}")
     words = np.array(
         [
-            kernel(layout.key).address,
+            arithmetic.product(layout.key).address,
             address_of(codes),
             codes.strides[-2],
             codes.strides[0] if codes.ndim > 2 else 0,
@@ -76,16 +75,16 @@ def matrix_of(
         ],
         np.int64,
     )
-    fixed, prepared_bytes = prepare_words(layout, n_inputs), row_bytes(layout, n_inputs)
-    return Matrix(layout, words, int(n_rows), int(n_inputs), owners, fixed, prepared_bytes, address_of(words))
+    preparation = arithmetic.prepare(layout, n_inputs)
+    return Matrix(layout, words, int(n_rows), int(n_inputs), owners, arithmetic, preparation, address_of(words))
 
 
-def matrix_for(weight: Packed | np.ndarray) -> Matrix:
+def matrix_for(weight: Packed | np.ndarray, precision: str = "exact") -> Matrix:
     """`matrix_of`, remembered by a Packed for the next call."""
     if not isinstance(weight, Packed):
-        return matrix_of(weight)
-    name = f"cpu.matrix.{isa.current().name}"
+        return matrix_of(weight, precision=precision)
+    name = f"cpu.matrix.{precision}.{isa.current().name}"
     matrix = weight.derived.get(name)
     if matrix is None:
-        matrix = weight.derived.setdefault(name, matrix_of(weight))
+        matrix = weight.derived.setdefault(name, matrix_of(weight, precision=precision))
     return matrix

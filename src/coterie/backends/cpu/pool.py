@@ -1,9 +1,10 @@
-"""Threads that take small pieces of work from one counter, spin briefly between jobs and then sleep.
+"""Threads that share small pieces of work, spin briefly between jobs and then sleep.
 
 A job is a C callback `void(int64* arguments, int64 unit, int64 thread)` that is called once for each unit 0..n_units-1.
-The caller works too: a helper that the system does not schedule delays nothing but the unit it holds, so a busy machine
-slows the work down in proportion instead of stopping it at a barrier. Several jobs in a row (the phases of one
-operation) are one call.
+Every thread has a run of neighbouring units, so that it reads memory in one linear stream; one that is through with its
+own takes from the others'. The caller works too: a helper that the system does not schedule delays nothing but the unit
+it holds, so a busy machine slows the work down in proportion instead of stopping it at a barrier. Several jobs in a row
+(the phases of one operation) are one call.
 
 One job at a time: a second Python thread waits for the pool, without the GIL held by anybody. A forked child gets new
 helpers.
@@ -36,14 +37,14 @@ from coterie.errors import ArgumentError
 
 # Places in the shared block, in 8-byte words. Words that different threads write stand on cache lines of their own.
 _FUNCTION, _ARGUMENTS, _UNITS = 0, 1, 2
-_NEXT = 16  # the next unit to take
+_THREADS = 16
 _INSIDE = 32  # helpers that are between looking at a job and having left it
 _OPEN = 48  # 1 while the job may be entered
 _EPOCH = 64  # rises with every job
 _SLEEPERS = 80
 _STOP = 96
 _MUTEX, _CONDITION = 112, 144
-_WORDS = 176
+_NEXT = 176  # for each thread, on a cache line of its own: the next unit to take of its run
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -63,11 +64,17 @@ def _initialise(block):
 
 @njit
 def _take_units(block, thread):
+    """Thread t's run is units t * n_units // n_threads and so on; the others' runs are taken from in turn after it."""
     function, arguments, units = load_i64(block, _FUNCTION), load_i64(block, _ARGUMENTS), load_i64(block, _UNITS)
-    unit = atomic_add(block, _NEXT, 1)
-    while unit < units:
-        call_job(function, arguments, unit, thread)
-        unit = atomic_add(block, _NEXT, 1)
+    n_threads = load_i64(block, _THREADS)
+    for turn in range(n_threads):
+        owner = (thread + turn) % n_threads
+        end = (owner + 1) * units // n_threads
+        # Looking first is cheaper where a run is through: all threads can hold the line at once.
+        while atomic_load(block, _NEXT + 8 * owner) < end:
+            unit = atomic_add(block, _NEXT + 8 * owner, 1)
+            if unit < end:
+                call_job(function, arguments, unit, thread)
 
 
 @njit
@@ -121,7 +128,9 @@ def _run(block, phases, n_phases):
         store_i64(block, _FUNCTION, load_i64(phases, 4 * phase))
         store_i64(block, _ARGUMENTS, load_i64(phases, 4 * phase + 1))
         store_i64(block, _UNITS, units)
-        atomic_exchange(block, _NEXT, 0)
+        n_threads = load_i64(block, _THREADS)
+        for thread in range(n_threads):
+            atomic_exchange(block, _NEXT + 8 * thread, thread * units // n_threads)
         if units > 1 and load_i64(phases, 4 * phase + 3) != 0:
             atomic_exchange(block, _OPEN, 1)
             _announce(block)
@@ -156,8 +165,9 @@ class Pool:
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self._memory = np.zeros(_WORDS + 8, np.int64)
+        self._memory = np.zeros(_NEXT + 8 * n_threads + 8, np.int64)
         self._block = aligned(address_of(self._memory))
+        self._memory[(self._block - address_of(self._memory)) // 8 + _THREADS] = n_threads
         # Whoever uses the buffers for several steps holds it from the first to the last.
         self.lock = threading.RLock()
         self._buffers: dict[str, tuple[int, int, np.ndarray]] = {}

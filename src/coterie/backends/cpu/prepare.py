@@ -1,6 +1,7 @@
 """Activations in the order that weights are decoded in (`layout`), with the sums that affine biases meet."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,20 +62,35 @@ def sums_group(layout: Layout) -> int:
     return layout.group if layout.kind == "affine" else 0
 
 
-def prepare_words(layout: Layout, n_inputs: int) -> list[int]:
-    """The arguments of `prepare_phase` that stay the same from call to call: N_INPUTS to GROUP, stride, rows a unit."""
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How activations are made ready for a matrix; matrices whose preparations are equal can share them.
+
+    phase: makes the job that prepares x f32 [R, K] at an address, from `fixed` and `row_bytes`, the bytes of a prepared
+    row.
+    """
+
+    phase: Callable[[Pool, "Preparation", np.ndarray, int], Phase]
+    fixed: tuple[int, ...]
+    row_bytes: int
+
+
+def prepare_f32(layout: Layout, n_inputs: int) -> Preparation:
+    """Activations as f32 numbers."""
     order, factor = activation_order(layout.key)
-    rows_a_unit = max(1, min(16, 8192 // n_inputs))
-    fixed = [n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout)]
-    return [*fixed, row_bytes(layout, n_inputs), rows_a_unit]
+    fixed = (n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout))
+    return Preparation(_phase, fixed, row_bytes(layout, n_inputs))
 
 
-def prepare_phase(pool: Pool, fixed: list[int], x: np.ndarray, prepared: int) -> Phase:
-    """The job that prepares x f32 [R, K] at address `prepared`; `fixed` comes from `prepare_words`."""
-    rows_a_unit = fixed[6]
-    n_rows = len(x)
-    words = [address_of(x), x.strides[0], *fixed[:5], prepared, fixed[5], n_rows, rows_a_unit]
-    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows_a_unit), x.size >= WORTH_WAKING
+def rows_a_unit(n_inputs: int) -> int:
+    """Rows that are prepared in one go."""
+    return max(1, min(16, 8192 // n_inputs))
+
+
+def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
+    n_rows, rows = len(x), rows_a_unit(preparation.fixed[0])
+    words = [address_of(x), x.strides[0], *preparation.fixed, prepared, preparation.row_bytes, n_rows, rows]
+    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows), x.size >= WORTH_WAKING
 
 
 def _the_job() -> Any:

@@ -9,6 +9,7 @@ import numba
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu.atoms import call_product, load_f32, load_i64, store_f32, store_i64
+from coterie.backends.cpu.int8_product import scratch_bytes as int8_bytes
 from coterie.backends.cpu.isa import Isa
 from coterie.backends.cpu.matrix import (
     ADDED,
@@ -35,8 +36,7 @@ PANEL = SECOND_TILE + TILE_BYTES
 @functools.cache
 def thread_bytes(isa: Isa) -> int:
     """Bytes of one thread's scratch."""
-    panel, sums = p.scratch_bytes(isa)
-    return -(-(PANEL + panel + sums) // 4096) * 4096
+    return -(-(PANEL + max(sum(p.scratch_bytes(isa)), int8_bytes(isa))) // 4096) * 4096
 
 
 @functools.cache

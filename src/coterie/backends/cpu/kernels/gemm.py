@@ -140,10 +140,10 @@ def _reduce(v: Vectors, n_tokens: int, sums: Any, out: Any, out_stride: Any) -> 
     for token in range(n_tokens):
         line = v.builder.add(out, v.builder.mul(out_stride, v.integer(4 * token)))
         places = [4 * v.lanes * (row * n_tokens + token) for row in range(v.isa.tile_rows)]
-        _store_sums(v, [v.load(v.floats, v.at(sums, place)) for place in places], line)
+        store_sums(v, [v.load(v.floats, v.at(sums, place)) for place in places], line)
 
 
-def _store_sums(v: Vectors, vectors: list[Any], line: Any) -> None:
+def store_sums(v: Vectors, vectors: list[Any], line: Any) -> None:
     """Store the sums of `vectors` (as many as a power of two) in a row, folding two vectors into one where there are
     two.
     """

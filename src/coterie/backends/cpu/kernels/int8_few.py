@@ -84,14 +84,14 @@ class _Few:
         factors = [v.at(base, layout.group) for base in inputs]
         with b.if_then(b.icmp_signed("==", part, v.integer(0))):
             for total, factor in zip(self.sums, factors, strict=True):
-                b.store(first_sums(v, layout, factor), total)
+                b.store(first_sums(v, layout, v.at(factor, 4)), total)
         step = b.mul(part, v.integer(layout.group // n_parts))
         self._dots(words, [b.add(base, step) for base in inputs])
         with b.if_then(b.icmp_signed("==", part, v.integer(n_parts - 1))):
             record = b.add(self.rows.args["panel"], b.mul(group, v.integer(self.rows.record)))
             scales = v.at(record, layout.group * v.lanes)
             for token, factor in enumerate(factors):
-                add_group(v, layout, self.totals[token], b.load(self.sums[token]), scales, factor)
+                add_group(v, layout, self.totals[token], b.load(self.sums[token]), scales, factor, v.at(factor, 4))
 
     def _dots(self, words: list[Any], inputs: list[Any]) -> None:
         b, v, quads = self.builder, self.v, quads_a_word(self.layout)

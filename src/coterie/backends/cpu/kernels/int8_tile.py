@@ -41,13 +41,15 @@ def multiply_int8_tile(
         names = ("n_groups", "panel", "panel_stride", "inputs", "offset", "out", "out_stride", "fresh")
         named = dict(zip(names, args[2:], strict=True))
         v = Vectors(builder, layout.isa)
-        v.for_count(args[1], TILE_TOKENS, lambda count: _Tile(v, layout, count, named).emit())
+        v.for_count(args[1], TILE_TOKENS, lambda count: Tile(v, layout, count, named).emit())
         return context.get_dummy_value()
 
     return types.void(key, *[types.int64] * 9), codegen
 
 
-class _Tile:
+class Tile:
+    """The kernel for one number of tokens; a subclass may have other activations."""
+
     def __init__(self, v: Vectors, layout: Layout, n_tokens: int, args: dict[str, Any]) -> None:
         self.v, self.builder, self.layout, self.args = v, v.builder, layout, args
         self.n_tokens, self.width = n_tokens, 4 * v.lanes
@@ -68,7 +70,7 @@ class _Tile:
             for cell in self.cells:
                 b.store(v.load(v.floats, self._result(cell)), self.totals[cell])
         with v.loop(self.args["n_groups"]) as group:
-            self._group(group)
+            self.group(group)
         for cell in self.cells:
             v.store(b.load(self.totals[cell]), self._result(cell))
 
@@ -77,14 +79,15 @@ class _Tile:
         line = self.builder.mul(self.args["out_stride"], self.v.integer(4 * token))
         return self.v.at(self.builder.add(self.args["out"], line), self.width * row)
 
-    def _group(self, group: Any) -> None:
+    def group(self, group: Any) -> None:
+        """Add the products of a group of every row and token."""
         b, v, layout = self.builder, self.v, self.layout
         at = b.mul(group, v.integer(record_bytes(layout)))
         panels = [b.add(base, at) for base in self.panels]
         at = b.mul(group, v.integer(layout.group + FACTOR_BYTES))
         inputs = [b.add(base, at) for base in self.inputs]
         for row, token in self.cells:
-            b.store(first_sums(v, layout, v.at(inputs[token], layout.group)), self.sums[row, token])
+            b.store(first_sums(v, layout, v.at(inputs[token], layout.group + 4)), self.sums[row, token])
         n_quads = layout.group // 4
         if n_quads <= _UNROLLED:
             self._quads(panels, inputs, n_quads)
@@ -113,25 +116,26 @@ class _Tile:
             add_group(
                 self.v, self.layout, self.totals[row, token], self.builder.load(self.sums[row, token]),
                 self.v.at(panels[row], behind), self.v.at(inputs[token], self.layout.group),
+                self.v.at(inputs[token], self.layout.group + 4),
             )  # fmt: skip
 
 
-def add_group(v: Vectors, layout: Layout, total: Any, sums: Any, scales: Any, factors: Any) -> None:
-    """Add the int32 sums of a group to a variable of f32 sums; `scales`: address of the rows' scales in a panel,
-    `factors`: address of what stands behind the group's activations.
+def add_group(v: Vectors, layout: Layout, total: Any, sums: Any, scales: Any, step: Any, offset: Any) -> None:
+    """Add the int32 sums of a group to a variable of f32 sums. Addresses: `scales` of the rows' scales in a panel, `step`
+    of the activations' scale, `offset` of what stands in for the weights' offset.
     """
     b = v.builder
-    products = b.fmul(b.sitofp(sums, v.floats), v.splat(v.load(F32, factors)))
+    products = b.fmul(b.sitofp(sums, v.floats), v.splat(v.load(F32, step)))
     result = v.fma(products, v.load(v.floats, scales), b.load(total))
     if layout.kind == "affine":
         biases = v.load(v.floats, v.at(scales, 4 * v.lanes))
-        result = v.fma(biases, v.splat(v.load(F32, v.at(factors, 4))), result)
+        result = v.fma(biases, v.splat(v.load(F32, offset)), result)
     b.store(result, total)
 
 
-def first_sums(v: Vectors, layout: Layout, factors: Any) -> Any:
-    """What the int32 sums of a group begin with."""
-    return v.splat(v.load(I32, v.at(factors, 4))) if layout.kind == "e2m1" else ir.Constant(v.ints, None)
+def first_sums(v: Vectors, layout: Layout, offset: Any) -> Any:
+    """What the int32 sums of a group begin with; `offset`: the address of what stands in for the weights' offset."""
+    return v.splat(v.load(I32, offset)) if layout.kind == "e2m1" else ir.Constant(v.ints, None)
 
 
 def dot_bytes(v: Vectors, total: Any, codes: Any, activations: Any) -> Any:

@@ -73,6 +73,11 @@ class Vectors:
     def shuffle(self, vector: Any, indices: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), self.ints_of(indices))
 
+    def permute(self, floats: Any, indices: Any) -> Any:
+        """Lane l of the result is lane indices[l] of `floats`."""
+        name = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}[self.lanes]
+        return self.call(name, self.floats, [floats, indices])
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c, fused where the machine fuses."""
         if self.isa.fused:

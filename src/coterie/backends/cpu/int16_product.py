@@ -1,0 +1,121 @@
+"""`int16_product`: weight rows times activations of 16 bits, with the calling convention of `product`."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from coterie.backends.cpu import product as p
+from coterie.backends.cpu.jit import compile_callback
+from coterie.backends.cpu.int8_product import panel_groups, rows_ahead
+from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
+from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS
+from coterie.backends.cpu.kernels.int16_dot import dot_rows_int16
+from coterie.backends.cpu.kernels.int16_round import prepared_bytes, round_to_int16
+from coterie.backends.cpu.kernels.int16_tile import multiply_int16_tile
+from coterie.backends.cpu.layout import Layout, from_key
+from coterie.backends.cpu.pool import Phase, Pool, address_of
+from coterie.backends.cpu.prepare import WORTH_WAKING, Preparation, job, rows_a_unit
+
+AHEAD = 4096
+"""How many bytes ahead of the codes in hand the next ones are asked for."""
+SCALES_AHEAD = 8192
+"""The same for scales, in the bytes of the codes that go with them."""
+DOT_TOKENS = 4
+"""Up to so many tokens are multiplied straight from the packed bytes; more are worth a panel of codes."""
+
+X, X_STRIDE, N_INPUTS, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(7)
+
+
+def has_int16(layout: Layout) -> bool:
+    """Whether there is a kernel for this layout: its codes must be integers of at most eight bits, whole in a word."""
+    if not layout.isa.multiplies_integers:
+        return False
+    return layout.kind == "e2m1" or (layout.kind == "affine" and not layout.straddles)
+
+
+def prepare_int16(layout: Layout, n_inputs: int) -> Preparation:
+    """Activations as integers of 16 bits, a scale for each group."""
+    # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
+    rounding = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa)
+    return Preparation(_phase, (n_inputs, rounding.key), prepared_bytes(layout, n_inputs))
+
+
+def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
+    n_inputs, key = preparation.fixed
+    rows = rows_a_unit(n_inputs)
+    words = [address_of(x), x.strides[0], n_inputs, prepared, preparation.row_bytes, len(x), rows]
+    function = job(f"int16_round.{key}", lambda: _make_round(key, from_key(key).group))
+    return function, pool.place(words), -(-len(x) // rows), x.size >= WORTH_WAKING
+
+
+def _make_round(key: int, group: int) -> Any:
+    def round_rows(a: Any, unit: int, _thread: int) -> None:
+        """Unit: some rows of activations."""
+        first = unit * a[ROWS_A_UNIT]
+        for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
+            x, prepared = a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE]
+            round_to_int16(key, x, prepared, a[N_INPUTS], 0, a[N_INPUTS] // group)
+
+    return round_rows
+
+
+@functools.cache
+def int16_product(key: int) -> Any:
+    """The compiled callback for the layout with this key."""
+    return compile_callback(p.SIGNATURE, _make(key, from_key(key)))
+
+
+def _make(key: int, layout: Layout) -> Any:
+    lanes, group, block = layout.lanes, layout.group, layout.block
+    groups_a_panel, tile_rows = panel_groups(layout), ROW_VECTORS * lanes
+    panel_stride = groups_a_panel * record_bytes(layout)
+
+    def multiply(a: Any) -> None:
+        n_rows, n_tokens, n_groups = a[p.N_ROWS], a[p.N_TOKENS], a[p.N_INPUTS] // group
+        row = 0
+        if n_tokens > DOT_TOKENS:
+            steps = (a[p.N_INPUTS] + block - 1) // block * (2 * block)
+            while row < n_rows:
+                ahead = rows_ahead(a, row, n_rows, tile_rows)
+                for begin in range(0, n_groups, groups_a_panel):
+                    count = min(groups_a_panel, n_groups - begin)
+                    for part in range(ROW_VECTORS):
+                        first = min(row + part * lanes, n_rows - 1)
+                        fill_panel(
+                            key, a[p.CODES] + first * a[p.CODES_STRIDE], a[p.CODES_STRIDE],
+                            a[p.SCALES] + first * a[p.SCALES_STRIDE], a[p.SCALES_STRIDE],
+                            a[p.BIASES] + first * a[p.SCALES_STRIDE], n_rows - first, ahead[0], ahead[1], ahead[2],
+                            begin, count, a[p.PANEL] + part * panel_stride,
+                        )  # fmt: skip
+                    for token in range(0, n_tokens, TILE_TOKENS):
+                        multiply_int16_tile(
+                            key, min(TILE_TOKENS, n_tokens - token), begin, count, a[p.PANEL], panel_stride,
+                            a[p.INPUTS] + 8 * token, steps, steps + 4 * n_groups,
+                            a[p.OUT] + 4 * (token * a[p.OUT_STRIDE] + row), a[p.OUT_STRIDE],
+                        )  # fmt: skip
+                row += tile_rows
+            return
+        scales_ahead = (SCALES_AHEAD // a[p.CODES_STRIDE] + 1) * a[p.SCALES_STRIDE]
+        while row < n_rows:
+            codes, scales = a[p.CODES] + row * a[p.CODES_STRIDE], a[p.SCALES] + row * a[p.SCALES_STRIDE]
+            biases, out = a[p.BIASES] + row * a[p.SCALES_STRIDE], a[p.OUT] + 4 * row
+            ahead = AHEAD
+            if (n_rows - row) * a[p.CODES_STRIDE] < AHEAD:
+                ahead += a[p.NEXT_CODES] - a[p.CODES] - n_rows * a[p.CODES_STRIDE]
+            if n_tokens > 1 and row + 2 <= n_rows:
+                dot_rows_int16(
+                    key, 2, DOT_TOKENS, n_tokens, codes, a[p.CODES_STRIDE], scales, a[p.SCALES_STRIDE], biases,
+                    a[p.N_INPUTS], ahead, scales_ahead, a[p.INPUTS], out, a[p.OUT_STRIDE],
+                )  # fmt: skip
+                row += 2
+            else:
+                for token in range(n_tokens):
+                    dot_rows_int16(
+                        key, 1, 1, 1, codes, a[p.CODES_STRIDE], scales, a[p.SCALES_STRIDE], biases, a[p.N_INPUTS],
+                        ahead, scales_ahead, a[p.INPUTS] + 8 * token, out + 4 * token * a[p.OUT_STRIDE],
+                        a[p.OUT_STRIDE],
+                    )  # fmt: skip
+                row += 1
+
+    return multiply

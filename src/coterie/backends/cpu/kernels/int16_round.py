@@ -1,0 +1,107 @@
+"""Activations of 16 bits: each group of a row is rounded to integers from -32767 to 32767 times one f32 scale.
+
+A prepared row is three arrays one behind the other: the integers in the order of the weights' fields, padded to whole
+blocks; the scales of the groups, f32; and what stands in for the weights' offset, as with activations of 8 bits: scale
+times the integers' sum in affine formats, whose biases meet it, and an int32 for E2M1. So the products are those of the
+exact weights with the rounded activations, whose errors are at most 1.6e-5 of the largest magnitude of their group.
+
+A block of codes is read as lanes of 16 bits, each with `fields` codes; field j of all lanes is what a shift and a mask
+leave, and the integers that it meets stand together. Two neighbouring lanes share a word of 32 bits.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from coterie.backends.cpu.kernels.int8_panel import E2M1_OFFSET
+from coterie.backends.cpu.kernels.vector import F32, I16, I32, Vectors
+from coterie.backends.cpu.layout import Layout, from_key
+
+LARGEST = 32767
+SMALLEST_SCALED = 2.0**-100
+"""A group without a larger magnitude counts as zeros: the reciprocal of its scale would leave f32's range."""
+_ROUNDING = 1.5 * 2.0**23
+"""Added to a small f32 it rounds it to an integer (ties to even), whose two's complement is then in the lowest bits."""
+
+
+def fields(layout: Layout) -> int:
+    """Codes in a lane of 16 bits."""
+    return 16 // layout.bits
+
+
+def scales_offset(layout: Layout, n_inputs: int) -> int:
+    """Bytes from the beginning of a prepared row to its scales."""
+    return 2 * layout.padded(n_inputs)
+
+
+def prepared_bytes(layout: Layout, n_inputs: int) -> int:
+    """Bytes of a prepared row, whole cache lines."""
+    return -(-(scales_offset(layout, n_inputs) + 8 * (n_inputs // layout.group)) // 64) * 64
+
+
+@intrinsic(prefer_literal=True)
+def round_to_int16(_context: Any, key: Any, x: Any, prepared: Any, n_inputs: Any, first: Any, n_groups: Any) -> Any:
+    """Round `n_groups` groups of activations, f32 at address x, to groups first ... of the prepared row of `n_inputs`
+    numbers at address `prepared`.
+
+    An infinity or NaN makes the scale of its group infinity or NaN.
+    """
+    layout = from_key(key.literal_value)
+
+    def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        x, prepared, n_inputs, first, n_groups = args[1:]
+        v = Vectors(builder, layout.isa)
+        blocks = builder.sdiv(builder.add(n_inputs, v.integer(layout.block - 1)), v.integer(layout.block))
+        scales = builder.add(prepared, builder.mul(blocks, v.integer(2 * layout.block)))
+        sums = builder.add(scales, builder.mul(builder.sdiv(n_inputs, v.integer(layout.group)), v.integer(4)))
+        with v.loop(n_groups) as index:
+            group = builder.add(first, index)
+            source = builder.add(x, builder.mul(index, v.integer(4 * layout.group)))
+            integers, scale = _rounded(v, layout, source)
+            _store_integers(v, layout, integers, prepared, group)
+            offset = builder.mul(group, v.integer(4))
+            v.store(scale, builder.add(scales, offset))
+            total = v.call(f"llvm.vector.reduce.add.v{layout.group}i32", I32, [integers])
+            if layout.kind == "affine":
+                total = builder.fmul(builder.sitofp(total, F32), scale)
+            else:
+                total = builder.mul(total, ir.Constant(I32, -E2M1_OFFSET))
+            v.store(total, builder.add(sums, offset))
+        return context.get_dummy_value()
+
+    return types.void(key, *[types.int64] * 5), codegen
+
+
+def _rounded(v: Vectors, layout: Layout, source: Any) -> tuple[Any, Any]:
+    """The integers of a group, as a vector of 32 bits, and its scale."""
+    b, n = v.builder, layout.group
+    floats, words = ir.VectorType(F32, n), ir.VectorType(I32, n)
+    x = v.load(floats, source)
+    # Magnitudes compare like their bits, where infinity and NaN are the largest: neither is lost.
+    bits = b.and_(b.bitcast(x, words), ir.Constant(words, [0x7FFFFFFF] * n))
+    largest = b.bitcast(v.call(f"llvm.vector.reduce.umax.v{n}i32", I32, [bits]), F32)
+    zeros = b.fcmp_ordered("<=", largest, ir.Constant(F32, SMALLEST_SCALED))
+    step = b.fmul(largest, ir.Constant(F32, 1 / LARGEST))
+    scale = b.select(zeros, ir.Constant(F32, 0.0), step)
+    inverse = b.select(zeros, ir.Constant(F32, 0.0), b.fdiv(ir.Constant(F32, float(LARGEST)), largest))
+    shifted = b.fadd(b.fmul(x, v.splat(inverse, n)), ir.Constant(floats, [_ROUNDING] * n))
+    half = ir.VectorType(I16, n)
+    return b.sext(b.trunc(b.bitcast(shifted, words), half), words), scale
+
+
+def _store_integers(v: Vectors, layout: Layout, integers: Any, prepared: Any, group: Any) -> None:
+    """Store a group's integers at their places: a run of lanes of every field of the block, or blocks, they are in."""
+    b, n_fields = v.builder, fields(layout)
+    lanes = min(layout.group, layout.block) // n_fields
+    groups_a_block = max(1, layout.block // layout.group)
+    block = b.sdiv(group, v.integer(groups_a_block))
+    blocks_a_group = max(1, layout.group // layout.block)
+    base = b.add(prepared, b.mul(block, v.integer(2 * layout.block * blocks_a_group)))
+    base = b.add(base, b.mul(b.srem(group, v.integer(groups_a_block)), v.integer(2 * lanes)))
+    halves = b.trunc(integers, ir.VectorType(I16, layout.group))
+    for part in range(blocks_a_group):
+        for field in range(n_fields):
+            run = v.shuffle(halves, [part * layout.block + lane * n_fields + field for lane in range(lanes)])
+            v.store(run, v.at(base, 2 * (part * layout.block + field * (layout.block // n_fields))))
