@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import numpy as np
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu.jit import compile_callback
@@ -14,17 +13,25 @@ from coterie.backends.cpu.kernels.int16_dot import dot_rows_int16
 from coterie.backends.cpu.kernels.int16_round import prepared_bytes, round_to_int16
 from coterie.backends.cpu.kernels.int16_tile import multiply_int16_tile
 from coterie.backends.cpu.layout import Layout, from_key
-from coterie.backends.cpu.pool import Phase, Pool, address_of
-from coterie.backends.cpu.prepare import WORTH_WAKING, Preparation, job, rows_a_unit
+from coterie.backends.cpu.prepare import (
+    N_INPUTS,
+    N_ROWS,
+    PREPARED,
+    PREPARED_STRIDE,
+    ROWS_A_UNIT,
+    X_STRIDE,
+    Preparation,
+    X,
+    job,
+)
 
-AHEAD = 4096
+AHEAD = 6144
 """How many bytes ahead of the codes in hand the next ones are asked for."""
 SCALES_AHEAD = 8192
 """The same for scales, in the bytes of the codes that go with them."""
 DOT_TOKENS = 4
 """Up to so many tokens are multiplied straight from the packed bytes; more are worth a panel of codes."""
 
-X, X_STRIDE, N_INPUTS, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(7)
 
 
 def has_int16(layout: Layout) -> bool:
@@ -37,16 +44,9 @@ def has_int16(layout: Layout) -> bool:
 def prepare_int16(layout: Layout, n_inputs: int) -> Preparation:
     """Activations as integers of 16 bits, a scale for each group."""
     # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
-    rounding = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa)
-    return Preparation(_phase, (n_inputs, rounding.key), prepared_bytes(layout, n_inputs))
-
-
-def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
-    n_inputs, key = preparation.fixed
-    rows = rows_a_unit(n_inputs)
-    words = [address_of(x), x.strides[0], n_inputs, prepared, preparation.row_bytes, len(x), rows]
-    function = job(f"int16_round.{key}", lambda: _make_round(key, from_key(key).group))
-    return function, pool.place(words), -(-len(x) // rows), x.size >= WORTH_WAKING
+    key, group = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa).key, layout.group
+    function = job(f"int16_round.{key}", lambda: _make_round(key, group))
+    return Preparation(function, n_inputs, (), prepared_bytes(layout, n_inputs))
 
 
 def _make_round(key: int, group: int) -> Any:
@@ -103,7 +103,7 @@ def _make(key: int, layout: Layout) -> Any:
             ahead = AHEAD
             if (n_rows - row) * a[p.CODES_STRIDE] < AHEAD:
                 ahead += a[p.NEXT_CODES] - a[p.CODES] - n_rows * a[p.CODES_STRIDE]
-            if n_tokens > 1 and row + 2 <= n_rows:
+            if n_tokens > 2 and row + 2 <= n_rows:
                 dot_rows_int16(
                     key, 2, DOT_TOKENS, n_tokens, codes, a[p.CODES_STRIDE], scales, a[p.SCALES_STRIDE], biases,
                     a[p.N_INPUTS], ahead, scales_ahead, a[p.INPUTS], out, a[p.OUT_STRIDE],

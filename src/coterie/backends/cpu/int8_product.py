@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import numba
-import numpy as np
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu.isa import Isa
@@ -14,14 +13,21 @@ from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
 from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, prepared_bytes, round_groups
 from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS, multiply_int8_tile
 from coterie.backends.cpu.layout import Layout, from_key
-from coterie.backends.cpu.pool import Phase, Pool, address_of
-from coterie.backends.cpu.prepare import WORTH_WAKING, Preparation, job, rows_a_unit
+from coterie.backends.cpu.prepare import (
+    N_INPUTS,
+    N_ROWS,
+    PREPARED,
+    PREPARED_STRIDE,
+    ROWS_A_UNIT,
+    X_STRIDE,
+    Preparation,
+    X,
+    job,
+)
 
 PANEL_INPUTS = 1024
 """Least weights of each row in a panel, where the row has so many: with 32 rows, most of the first-level cache."""
 _GROUPS = (16, 32, 64, 128)
-
-X, X_STRIDE, N_GROUPS, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(7)
 
 
 def panel_groups(layout: Layout) -> int:
@@ -40,28 +46,18 @@ def why_not(layout: Layout) -> str:
 
 def prepare_int8(layout: Layout, n_inputs: int) -> Preparation:
     """Activations as integers of 8 bits, a scale for each group."""
-    return Preparation(_phase, (n_inputs, _rounding(layout).key), prepared_bytes(layout, n_inputs))
+    # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
+    key, group = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa).key, layout.group
+    function = job(f"int8_round.{key}", lambda: _make_round(key, group))
+    return Preparation(function, n_inputs, (), prepared_bytes(layout, n_inputs))
 
 
-def _rounding(layout: Layout) -> Layout:
-    """A layout that stands for all whose activations are rounded alike: the scales' dtype makes no difference."""
-    return Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa)
-
-
-def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
-    n_inputs, key = preparation.fixed
-    group, rows = from_key(key).group, rows_a_unit(n_inputs)
-    words = [address_of(x), x.strides[0], n_inputs // group, prepared, preparation.row_bytes, len(x), rows]
-    function = job(f"int8_round.{key}", lambda: _make_round(key))
-    return function, pool.place(words), -(-len(x) // rows), x.size >= WORTH_WAKING
-
-
-def _make_round(key: int) -> Any:
+def _make_round(key: int, group: int) -> Any:
     def round_rows(a: Any, unit: int, _thread: int) -> None:
         """Unit: some rows of activations."""
         first = unit * a[ROWS_A_UNIT]
         for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
-            round_groups(key, a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE], a[N_GROUPS])
+            round_groups(key, a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE], a[N_INPUTS] // group)
 
     return round_rows
 

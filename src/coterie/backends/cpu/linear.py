@@ -44,7 +44,8 @@ def _project(a: Any, unit: int, thread: int) -> None:
                 store_f32(out, index, load_f32(line, index))
 
 
-def chunk_rows(n_rows: int, n_groups: int, n_threads: int) -> int:
+@njit
+def chunk_rows(n_rows, n_groups, n_threads):
     """Rows in a unit: small enough that every thread has several units, large enough that panels pay."""
     wanted = n_rows * n_groups // (8 * n_threads)
     return max(16, min(p.MAX_ROWS, wanted // 16 * 16))
@@ -72,7 +73,7 @@ def _run(
     ]  # fmt: skip
     arguments = pool.place(words)
     worth = n_pairs * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
-    prepare = matrix.preparation.phase(pool, matrix.preparation, x, pool.buffer("prepared", 0))
+    prepare = matrix.preparation.phase(pool, x, pool.buffer("prepared", 0))
     pool.run(prepare, (job("project", _the_job), arguments, n_groups * n_chunks, worth))
 
 

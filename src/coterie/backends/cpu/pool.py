@@ -121,8 +121,8 @@ def _announce(block):
 
 
 @njit
-def _run(block, phases, n_phases):
-    """Run jobs one after the other; `phases` holds the four words of each `Phase`."""
+def run_phases(block, phases, n_phases):
+    """Run jobs one after the other; `phases` holds the four words of each `Phase`. The pool must be held."""
     for phase in range(n_phases):
         units = load_i64(phases, 4 * phase + 2)
         store_i64(block, _FUNCTION, load_i64(phases, 4 * phase))
@@ -161,22 +161,26 @@ def aligned(address: int) -> int:
 
 
 class Pool:
-    """`n_threads - 1` helpers and the calling thread."""
+    """`n_threads - 1` helpers and the calling thread.
+
+    block: address of what they share. generation: rises when a buffer moves, so that addresses can be remembered.
+    """
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         self._memory = np.zeros(_NEXT + 8 * n_threads + 8, np.int64)
-        self._block = aligned(address_of(self._memory))
-        self._memory[(self._block - address_of(self._memory)) // 8 + _THREADS] = n_threads
+        self.block = aligned(address_of(self._memory))
+        self._memory[(self.block - address_of(self._memory)) // 8 + _THREADS] = n_threads
         # Whoever uses the buffers for several steps holds it from the first to the last.
         self.lock = threading.RLock()
+        self.generation = 0
         self._buffers: dict[str, tuple[int, int, np.ndarray]] = {}
         self._arguments = np.zeros(_ARGUMENT_WORDS, np.int64)
         self._arguments_at = address_of(self._arguments)
         self._placed = 0
-        _initialise(self._block)
+        _initialise(self.block)
         self._helpers = [
-            threading.Thread(target=_help, args=(self._block, thread, 0), name=f"coterie-{thread}", daemon=True)
+            threading.Thread(target=_help, args=(self.block, thread, 0), name=f"coterie-{thread}", daemon=True)
             for thread in range(1, n_threads)
         ]
         for helper in self._helpers:
@@ -197,7 +201,7 @@ class Pool:
         with self.lock:
             words = self.place([word for phase in phases for word in phase])
             self._placed = 0
-            _run(self._block, words, len(phases))
+            run_phases(self.block, words, len(phases))
 
     def buffer(self, name: str, n_bytes: int) -> int:
         """The address of at least `n_bytes` bytes of scratch memory on a cache line's border, valid while the pool is
@@ -210,12 +214,13 @@ class Pool:
             capacity = n_bytes + n_bytes // 4
             memory = np.full(capacity + _LINE, 0xFF, np.uint8)
             held = self._buffers[name] = (capacity, aligned(address_of(memory)), memory)
+            self.generation += 1
         return held[1]
 
     def close(self) -> None:
         """End the helpers; the pool is not usable afterwards."""
         with self.lock:
-            _stop(self._block)
+            _stop(self.block)
         for helper in self._helpers:
             helper.join()
 

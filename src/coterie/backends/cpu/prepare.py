@@ -14,7 +14,9 @@ from coterie.backends.cpu.pool import Phase, Pool, address_of
 
 JOB = types.void(types.CPointer(types.int64), types.int64, types.int64)
 
-X, X_STRIDE, N_INPUTS, ORDER, FACTOR, BLOCK, GROUP, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT = range(11)
+# Words of every job that prepares activations; behind them stands what a kind of preparation has of its own.
+X, X_STRIDE, PREPARED, PREPARED_STRIDE, N_ROWS, ROWS_A_UNIT, N_INPUTS = range(7)
+ORDER, FACTOR, BLOCK, GROUP = range(7, 11)
 
 WORTH_WAKING = 1 << 15
 """Numbers to reorder from which a second thread gains more than it costs to wake."""
@@ -66,31 +68,34 @@ def sums_group(layout: Layout) -> int:
 class Preparation:
     """How activations are made ready for a matrix; matrices whose preparations are equal can share them.
 
-    phase: makes the job that prepares x f32 [R, K] at an address, from `fixed` and `row_bytes`, the bytes of a prepared
-    row.
+    function: address of the job. n_inputs, own: its words from N_INPUTS on. row_bytes: of a prepared row.
     """
 
-    phase: Callable[[Pool, "Preparation", np.ndarray, int], Phase]
-    fixed: tuple[int, ...]
+    function: int
+    n_inputs: int
+    own: tuple[int, ...]
     row_bytes: int
+
+    @property
+    def rows_a_unit(self) -> int:
+        """Rows that are prepared in one go."""
+        return max(1, min(16, 8192 // self.n_inputs))
+
+    def words(self, x: int, x_stride: int, prepared: int, n_rows: int) -> list[int]:
+        """The job's words for rows of f32 at address x, to be prepared at another."""
+        return [x, x_stride, prepared, self.row_bytes, n_rows, self.rows_a_unit, self.n_inputs, *self.own]
+
+    def phase(self, pool: Pool, x: np.ndarray, prepared: int) -> Phase:
+        """The job that prepares x f32 [R, K]."""
+        words = self.words(address_of(x), x.strides[0], prepared, len(x))
+        return self.function, pool.place(words), -(-len(x) // self.rows_a_unit), x.size >= WORTH_WAKING
 
 
 def prepare_f32(layout: Layout, n_inputs: int) -> Preparation:
     """Activations as f32 numbers."""
     order, factor = activation_order(layout.key)
-    fixed = (n_inputs, address_of(order), address_of(factor), layout.block, sums_group(layout))
-    return Preparation(_phase, fixed, row_bytes(layout, n_inputs))
-
-
-def rows_a_unit(n_inputs: int) -> int:
-    """Rows that are prepared in one go."""
-    return max(1, min(16, 8192 // n_inputs))
-
-
-def _phase(pool: Pool, preparation: Preparation, x: np.ndarray, prepared: int) -> Phase:
-    n_rows, rows = len(x), rows_a_unit(preparation.fixed[0])
-    words = [address_of(x), x.strides[0], *preparation.fixed, prepared, preparation.row_bytes, n_rows, rows]
-    return job("prepare", _the_job), pool.place(words), -(-n_rows // rows), x.size >= WORTH_WAKING
+    own = (address_of(order), address_of(factor), layout.block, sums_group(layout))
+    return Preparation(job("prepare", _the_job), n_inputs, own, row_bytes(layout, n_inputs))
 
 
 def _the_job() -> Any:

@@ -170,5 +170,7 @@ def load_scales(v: Vectors, layout: Layout, address: Any, block: Any, n_groups: 
 def load_floats(v: Vectors, kind: str, address: Any, n_valid: Any | None = None) -> Any:
     """`lanes` scales or biases in a row, as f32."""
     vector = ir.VectorType(_SCALE_TYPES[kind], v.lanes)
-    raw = v.load(vector, address) if n_valid is None else v.load_masked(vector, address, n_valid)
+    # Where there is no scale, E8M0 stands for 1: its zero is a subnormal number, which slows arithmetic down.
+    fill = 127 if kind == "e8m0" else None
+    raw = v.load(vector, address) if n_valid is None else v.load_masked(vector, address, n_valid, fill)
     return to_floats(v, kind, raw)

@@ -49,15 +49,15 @@ class Vectors:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
 
-    def load_masked(self, kind: Any, address: Any, n_valid: Any) -> Any:
-        """The first `n_valid` (i64) elements at `address`, the rest zero; nothing behind them is read."""
+    def load_masked(self, kind: Any, address: Any, n_valid: Any, fill: int | None = None) -> Any:
+        """The first `n_valid` (i64) elements at `address`, the rest `fill` or zero; nothing behind them is read."""
         count = kind.count
         lane = ir.Constant(ir.VectorType(I64, count), list(range(count)))
         mask = self.builder.icmp_signed("<", lane, self.splat(n_valid, count))
         pointer = self.builder.inttoptr(address, kind.as_pointer())
         name = f"llvm.masked.load.v{count}{_suffix(kind.element)}.p0"
-        zeros = ir.Constant(kind, None)
-        return self.call(name, kind, [pointer, ir.Constant(I32, 1), mask, zeros])
+        others = ir.Constant(kind, None if fill is None else [fill] * count)
+        return self.call(name, kind, [pointer, ir.Constant(I32, 1), mask, others])
 
     def prefetch(self, address: Any) -> None:
         """Ask for the cache line at an address that may be anywhere; nothing happens where there is no memory."""
