@@ -1,8 +1,8 @@
 """How products are computed: what activations become, and the kernel that meets them.
 
-    f32     activations and products in f32, every format
-    int16   activations of 16 bits, a scale for each group: errors of some 3e-5, half the work
-    int8    activations of 8 bits, only where a caller asks for them by name: errors of some 1e-2
+f32     activations and products in f32, every format
+int16   activations of 16 bits, a scale for each group: errors of some 3e-5, half the work
+int8    activations of 8 bits, only where a caller asks for them by name: errors of some 1e-2
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ from coterie.backends.cpu import product as p
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.int8_product import panel_groups, rows_ahead
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
-from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS
+from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS
 from coterie.backends.cpu.kernels.int16_dot import dot_rows_int16
 from coterie.backends.cpu.kernels.int16_round import prepared_bytes, round_to_int16
 from coterie.backends.cpu.kernels.int16_tile import multiply_int16_tile
@@ -25,13 +25,12 @@ from coterie.backends.cpu.prepare import (
     job,
 )
 
-AHEAD = 6144
+AHEAD = 4096
 """How many bytes ahead of the codes in hand the next ones are asked for."""
 SCALES_AHEAD = 8192
 """The same for scales, in the bytes of the codes that go with them."""
 DOT_TOKENS = 4
 """Up to so many tokens are multiplied straight from the packed bytes; more are worth a panel of codes."""
-
 
 
 def has_int16(layout: Layout) -> bool:
@@ -68,7 +67,7 @@ def int16_product(key: int) -> Any:
 
 def _make(key: int, layout: Layout) -> Any:
     lanes, group, block = layout.lanes, layout.group, layout.block
-    groups_a_panel, tile_rows = panel_groups(layout), ROW_VECTORS * lanes
+    groups_a_panel, tile_rows, tile_tokens = panel_groups(layout), ROW_VECTORS * lanes, layout.isa.integer_tokens
     panel_stride = groups_a_panel * record_bytes(layout)
 
     def multiply(a: Any) -> None:
@@ -88,9 +87,9 @@ def _make(key: int, layout: Layout) -> Any:
                             a[p.BIASES] + first * a[p.SCALES_STRIDE], n_rows - first, ahead[0], ahead[1], ahead[2],
                             begin, count, a[p.PANEL] + part * panel_stride,
                         )  # fmt: skip
-                    for token in range(0, n_tokens, TILE_TOKENS):
+                    for token in range(0, n_tokens, tile_tokens):
                         multiply_int16_tile(
-                            key, min(TILE_TOKENS, n_tokens - token), begin, count, a[p.PANEL], panel_stride,
+                            key, min(tile_tokens, n_tokens - token), begin, count, a[p.PANEL], panel_stride,
                             a[p.INPUTS] + 8 * token, steps, steps + 4 * n_groups,
                             a[p.OUT] + 4 * (token * a[p.OUT_STRIDE] + row), a[p.OUT_STRIDE],
                         )  # fmt: skip

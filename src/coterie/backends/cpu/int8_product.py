@@ -11,7 +11,7 @@ from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.int8_few import FEW_TOKENS, multiply_int8_few
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
 from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, prepared_bytes, round_groups
-from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS, multiply_int8_tile
+from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, multiply_int8_tile
 from coterie.backends.cpu.layout import Layout, from_key
 from coterie.backends.cpu.prepare import (
     N_INPUTS,
@@ -39,8 +39,8 @@ def why_not(layout: Layout) -> str:
     """Why there is no kernel for this layout on this machine; "" if there is one."""
     if layout.kind not in ("affine", "e2m1") or layout.bits not in (4, 8):
         return "which has none (affine with 4 or 8 bits, mxfp4 and nvfp4 have one)"
-    if layout.isa.lanes != 16 or not layout.isa.vnni:
-        return f"and kernels need AVX-512 with VNNI (the instruction set in use is {layout.isa.name})"
+    if not layout.isa.multiplies_integers:
+        return f"and kernels need AVX2 or AVX-512 (the instruction set in use is {layout.isa.name})"
     return ""
 
 
@@ -90,7 +90,7 @@ def rows_ahead(a: Any, row: int, n_rows: int, tile_rows: int) -> tuple[int, int,
 def _make(key: int, layout: Layout) -> Any:
     lanes, group, groups_a_panel = layout.lanes, layout.group, panel_groups(layout)
     panel_stride, input_bytes = groups_a_panel * record_bytes(layout), group + FACTOR_BYTES
-    tile_rows = ROW_VECTORS * lanes
+    tile_rows, tile_tokens = ROW_VECTORS * lanes, layout.isa.integer_tokens
 
     def multiply(a: Any) -> None:
         n_rows, n_tokens, n_groups = a[p.N_ROWS], a[p.N_TOKENS], a[p.N_INPUTS] // group
@@ -115,9 +115,9 @@ def _make(key: int, layout: Layout) -> Any:
                         )  # fmt: skip
                 if n_tokens <= FEW_TOKENS:
                     continue
-                for token in range(0, n_tokens, TILE_TOKENS):
+                for token in range(0, n_tokens, tile_tokens):
                     multiply_int8_tile(
-                        key, min(TILE_TOKENS, n_tokens - token), count, a[p.PANEL], panel_stride,
+                        key, min(tile_tokens, n_tokens - token), count, a[p.PANEL], panel_stride,
                         a[p.INPUTS] + 8 * token, begin * input_bytes, a[p.OUT] + 4 * (token * a[p.OUT_STRIDE] + row),
                         a[p.OUT_STRIDE], 1 if begin == 0 else 0,
                     )  # fmt: skip

@@ -20,7 +20,7 @@ class Isa:
 
     `table` is the register-wide look-up of f32 entries: "permvar16" (16 entries), "permps8" (8) or "" (none).
     `tile_rows` x `tile_tokens` accumulators are held in registers while multiplying matrices. `vnni`: products of small
-    integers are added to their sum by one instruction.
+    integers are added to their sum by one instruction; `integer_tokens`: tokens in a tile of integers.
     """
 
     name: str
@@ -31,22 +31,21 @@ class Isa:
     tile_tokens: int
     needs: tuple[str, ...]
     vnni: bool = False
+    integer_tokens: int = 0
 
     @property
     def multiplies_integers(self) -> bool:
-        """Whether there are kernels for activations of 16 and 8 bits: where pairs of integers are multiplied and added
-        faster than floats.
-        """
-        return bool(self.table)
+        """Whether there are kernels for activations of 16 and 8 bits: where integers multiply faster than floats."""
+        return self.integer_tokens > 0
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c")
 _AVX2 = ("avx2", "fma", "f16c")
 ISAS = (
-    Isa("avx512vnni", 16, True, "permvar16", 8, 3, (*_AVX512, "avx512vnni"), True),
-    Isa("avx512", 16, True, "permvar16", 8, 3, _AVX512),
-    Isa("avx2vnni", 8, True, "permps8", 4, 3, (*_AVX2, "avxvnni"), True),
-    Isa("avx2", 8, True, "permps8", 4, 3, _AVX2),
+    Isa("avx512vnni", 16, True, "permvar16", 8, 3, (*_AVX512, "avx512vnni"), True, 6),
+    Isa("avx512", 16, True, "permvar16", 8, 3, _AVX512, False, 6),
+    Isa("avx2vnni", 8, True, "permps8", 4, 3, (*_AVX2, "avxvnni"), True, 2),
+    Isa("avx2", 8, True, "permps8", 4, 3, _AVX2, False, 2),
     Isa("neon", 4, True, "", 8, 3, ("neon",)),
     Isa("portable", 4, False, "", 4, 2, ()),
 )

@@ -71,8 +71,6 @@ class _DotRows:
 
     def emit(self) -> None:
         b, v = self.builder, self.v
-        for address in (*self.scales, *self.biases):
-            v.prefetch(b.add(address, self.args["scales_ahead"]))
         whole = b.sdiv(self.n_groups, v.integer(v.lanes))
         with v.loop(whole) as step:
             self._stretch(b.mul(step, v.integer(v.lanes)), None)
@@ -89,6 +87,8 @@ class _DotRows:
         places = [b.add(steps, b.mul(first, v.integer(4))) for steps in self.steps]
         steps = [self._floats("f32", place, n_valid) for place in places]
         offset = b.mul(first, v.integer(SCALE_BYTES[layout.scale]))
+        for address in (*self.scales, *self.biases):
+            v.prefetch(b.add(b.add(address, offset), self.args["scales_ahead"]))
         factors = []
         for row in range(self.n_rows):
             scales = self._floats(layout.scale, b.add(self.scales[row], offset), n_valid)
@@ -178,9 +178,7 @@ def _e2m1(v: Vectors, nibbles: Any, mask: Any) -> Any:
         return v.call("llvm.x86.avx512.permvar.hi.512", halves, [ir.Constant(halves, _E2M1_TABLE * 2), nibbles])
     octets = ir.VectorType(I8, 2 * halves.count)
     entries = ir.Constant(octets, [entry & 0xFF for entry in _E2M1_TABLE] * (octets.count // 16))
-    looked_up = v.call(
-        "llvm.x86.avx2.pshuf.b", octets, [entries, b.bitcast(b.and_(nibbles, mask), octets)]
-    )
+    looked_up = v.call("llvm.x86.avx2.pshuf.b", octets, [entries, b.bitcast(b.and_(nibbles, mask), octets)])
     # The upper bytes looked up entry 0, which is 0; a number of eight bits becomes one of sixteen.
     eight = ir.Constant(halves, [8] * halves.count)
     return b.ashr(b.shl(b.bitcast(looked_up, halves), eight), eight)
@@ -194,4 +192,3 @@ def dot_pairs(v: Vectors, total: Any, a: Any, b: Any) -> Any:
         return v.call(f"llvm.x86.avx512.vpdpwssd.{bits}", v.ints, [total, *pairs])
     name = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}[bits]
     return v.builder.add(total, v.call(name, v.ints, pairs))
-

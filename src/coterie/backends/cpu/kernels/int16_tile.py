@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from coterie.backends.cpu.kernels.int8_panel import quads_a_word, record_bytes
-from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, TILE_TOKENS, Tile, add_group, first_sums
+from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, Tile, add_group, first_sums
 from coterie.backends.cpu.kernels.int16_dot import dot_pairs
 from coterie.backends.cpu.kernels.vector import I32, I64, Vectors
 from coterie.backends.cpu.layout import Layout, from_key
@@ -27,7 +27,7 @@ def multiply_int16_tile(
     """out[token][row] += panel row . activations of the token over groups first .. first + n_groups - 1 of a row's, for
     the rows of a tile; the panel begins with group `first`.
 
-    n_tokens: 1 up to TILE_TOKENS. inputs: address of int64 addresses, one a token, of prepared rows, in which scales
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token, of prepared rows, in which scales
     stand `steps` and sums `sums` bytes behind. out: address of f32, the stride in elements; taken as zero where `first`
     is 0.
     """
@@ -39,7 +39,7 @@ def multiply_int16_tile(
         v = Vectors(builder, layout.isa)
         named["fresh"] = builder.zext(builder.icmp_signed("==", named["first"], v.integer(0)), I64)
         named["offset"] = v.integer(0)
-        v.for_count(args[1], TILE_TOKENS, lambda count: _TileInt16(v, layout, count, named).emit())
+        v.for_count(args[1], layout.isa.integer_tokens, lambda count: _TileInt16(v, layout, count, named).emit())
         return context.get_dummy_value()
 
     return types.void(key, *[types.int64] * 10), codegen
@@ -67,9 +67,7 @@ class _TileInt16(Tile):
         n_quads, quads = layout.group // 4, quads_a_word(layout)
         unrolled = min(n_quads, _UNROLLED)
         with v.loop(v.integer(n_quads // unrolled)) as part:
-            word = b.add(
-                b.mul(group, v.integer(n_quads // quads)), b.mul(part, v.integer(unrolled // quads))
-            )
+            word = b.add(b.mul(group, v.integer(n_quads // quads)), b.mul(part, v.integer(unrolled // quads)))
             block = b.mul(b.sdiv(word, v.integer(v.lanes)), v.integer(2 * layout.block))
             place = b.add(block, b.mul(b.srem(word, v.integer(v.lanes)), v.integer(4)))
             inputs = [b.add(base, place) for base in self.inputs]

@@ -99,4 +99,4 @@ class _Few:
             for quad, codes in enumerate(self.rows.quads(vector)):
                 for total, base in zip(self.sums, inputs, strict=True):
                     spread = v.splat(v.load(I32, v.at(base, 4 * (place * quads + quad))))
-                    b.store(dot_bytes(v, b.load(total), codes, spread), total)
+                    b.store(dot_bytes(v, self.layout, b.load(total), codes, spread), total)

@@ -14,13 +14,11 @@ from numba.extending import intrinsic
 
 from coterie.backends.cpu.kernels.int8_panel import record_bytes
 from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES
-from coterie.backends.cpu.kernels.vector import F32, I32, I64, Vectors
+from coterie.backends.cpu.kernels.vector import F32, I8, I16, I32, I64, Vectors
 from coterie.backends.cpu.layout import Layout, from_key
 
 ROW_VECTORS = 2
 """Vectors of weight rows in a tile."""
-TILE_TOKENS = 6
-"""Tokens in a tile: with two vectors of rows, twelve sums of int32 and twelve of f32."""
 _UNROLLED = 16
 """Quads that are written out; longer groups loop."""
 
@@ -32,7 +30,7 @@ def multiply_int8_tile(
 ) -> Any:  # fmt: skip
     """out[token][row] += panel row . activations of the token over `n_groups` groups, for the rows of a tile.
 
-    n_tokens: 1 up to TILE_TOKENS. inputs: address of int64 addresses, one a token; the groups begin `offset` bytes
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token; the groups begin `offset` bytes
     behind each. out: address of f32, the stride in elements; taken as zero where `fresh` is not 0.
     """
     layout = from_key(key.literal_value)
@@ -41,7 +39,7 @@ def multiply_int8_tile(
         names = ("n_groups", "panel", "panel_stride", "inputs", "offset", "out", "out_stride", "fresh")
         named = dict(zip(names, args[2:], strict=True))
         v = Vectors(builder, layout.isa)
-        v.for_count(args[1], TILE_TOKENS, lambda count: Tile(v, layout, count, named).emit())
+        v.for_count(args[1], layout.isa.integer_tokens, lambda count: Tile(v, layout, count, named).emit())
         return context.get_dummy_value()
 
     return types.void(key, *[types.int64] * 9), codegen
@@ -108,7 +106,7 @@ class Tile:
                 spread = v.splat(v.load(I32, v.at(base, 4 * quad)))
                 for row in range(ROW_VECTORS):
                     total = self.sums[row, token]
-                    b.store(dot_bytes(v, b.load(total), codes[row], spread), total)
+                    b.store(dot_bytes(v, self.layout, b.load(total), codes[row], spread), total)
 
     def _scale(self, panels: list[Any], inputs: list[Any]) -> None:
         behind = self.layout.group // 4 * self.width
@@ -138,6 +136,28 @@ def first_sums(v: Vectors, layout: Layout, offset: Any) -> Any:
     return v.splat(v.load(I32, offset)) if layout.kind == "e2m1" else ir.Constant(v.ints, None)
 
 
-def dot_bytes(v: Vectors, total: Any, codes: Any, activations: Any) -> Any:
+def dot_bytes(v: Vectors, layout: Layout, total: Any, codes: Any, activations: Any) -> Any:
     """total + four unsigned bytes of `codes` times four signed ones of `activations`, in each lane."""
-    return v.call("llvm.x86.avx512.vpdpbusd.512", v.ints, [total, codes, activations])
+    if v.isa.vnni:
+        return v.call(f"llvm.x86.avx512.vpdpbusd.{32 * v.lanes}", v.ints, [total, codes, activations])
+    if layout.bits < 8:
+        return _add_bytes(v, total, codes, activations, 1)
+    # Two products of whole bytes may leave the 16 bits that their sum has: nibbles stay inside.
+    b, mask = v.builder, v.ints_of(0x0F0F0F0F)
+    total = _add_bytes(v, total, b.and_(codes, mask), activations, 1)
+    return _add_bytes(v, total, b.and_(b.lshr(codes, v.ints_of(4)), mask), activations, 16)
+
+
+def _add_bytes(v: Vectors, total: Any, codes: Any, activations: Any, weight: int) -> Any:
+    """The same times a weight, for codes below 32 and without the instruction for it."""
+    b, octets, halves = v.builder, ir.VectorType(I8, 4 * v.lanes), ir.VectorType(I16, 2 * v.lanes)
+    multiply, add = _PAIRS[v.lanes]
+    pairs = v.call(multiply, halves, [b.bitcast(codes, octets), b.bitcast(activations, octets)])
+    return b.add(total, v.call(add, v.ints, [pairs, ir.Constant(halves, [weight] * halves.count)]))
+
+
+_PAIRS = {
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+}
+"""Bytes to sums of two products in 16 bits, and those to sums of two in 32 bits, by lanes."""
