@@ -10,7 +10,7 @@ from coterie import Experts, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops.dispatch import numpy_dtype
-from tolerance import assert_close, bound
+from tolerance import ROUNDED, assert_close, bound
 
 FOUR_BITS = Format.resolve("affine", 4, 32)
 
@@ -58,14 +58,16 @@ def routing_of(rng: np.random.Generator, n_tokens: int, k: int, n_experts: int, 
     return ids, (rng.random((n_tokens, k)) + 0.1).astype(np.float32)
 
 
-def run(x: np.ndarray, ids: np.ndarray, weights: np.ndarray, experts: Experts) -> np.ndarray:
+def run(x: np.ndarray, ids: np.ndarray, weights: np.ndarray, experts: Experts, precision: str = "exact") -> np.ndarray:
     kind = experts.kind
-    result = coterie.moe(give(x, kind), Routing(give(ids, kind), give(weights, kind)), experts)
+    result = coterie.moe(give(x, kind), Routing(give(ids, kind), give(weights, kind)), experts, precision)
     return take(result, kind, x.dtype.name)
 
 
 def check(x: np.ndarray, ids: np.ndarray, weights: np.ndarray, experts: Experts) -> np.ndarray:
-    found = run(x, ids, weights, experts)
+    """Both precisions against the reference; the exact result."""
+    found, reference = run(x, ids, weights, experts), moe_reference(x, Routing(ids, weights), experts)
     limit = bound(x.dtype.name, experts.hidden, experts.intermediate, ids.shape[-1])
-    assert_close(found, moe_reference(x, Routing(ids, weights), experts), limit)
+    assert_close(found, reference, limit)
+    assert_close(run(x, ids, weights, experts, "default"), reference, limit + ROUNDED)
     return found

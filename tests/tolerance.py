@@ -4,6 +4,9 @@ Two figures a case, both relative to the root mean square (RMS) of the reference
 row's RMS, because real faults are whole rows wrong inside of a good average, and the RMS error over everything. A sum
 of K products in f32 may be off by c * eps * sqrt(K), c = 4; rounding the result to its dtype costs half a unit in the
 last place on top.
+
+Activations of 16 bits are off by at most 1 / 65534 of the largest of their group, which costs a layer 4e-5 to 7e-5 where
+activations are normal and 1e-4 where they have heavy tails.
 """
 
 import math
@@ -12,6 +15,9 @@ import numpy as np
 import pytest
 
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+ROUNDED = 1e-4
+"""What activations of 16 bits may add to the relative error of a layer."""
 
 
 def bound(dtype: str, *depths: int) -> float:

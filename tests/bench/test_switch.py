@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from coterie.backends.cpu import int16_product
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu.linear import gathered
 from coterie.backends.cpu.matrix import matrix_of
@@ -16,15 +17,16 @@ TINY = Shape("tiny", "Tiny", 128, 64, 4, 2, "silu")
 
 @pytest.mark.slow
 def test_both_ways_are_timed_and_the_limit_is_put_back() -> None:
-    limit = p.DOT_TOKENS
+    limits = p.DOT_TOKENS, int16_product.DOT_TOKENS
     rows = switch.run(TINY, ["4bit"], [1, 6], 2, 0.0)
-    assert [row.tokens for row in rows] == [1, 6]
+    assert [row.tokens for row in rows] == [1, 6, 1, 6]
     assert all(row.ratio.n == 2 and row.ratio.median > 0 for row in rows)
-    assert limit == p.DOT_TOKENS
+    assert limits == (p.DOT_TOKENS, int16_product.DOT_TOKENS)
 
 
 @pytest.mark.slow
-def test_both_ways_compute_the_product() -> None:
+@pytest.mark.parametrize(("precision", "limit"), [("exact", 4 * 2.0**-23 * 128**0.5), ("default", 1e-4)])
+def test_both_ways_compute_the_product(precision: str, limit: float) -> None:
     packed = random_packed(generator(1), 2, 16, 128, FORMATS["4bit"])
     weights = codec.dequantize_f64(packed.codes, packed.scales, packed.biases, packed.format)
     x = generator(2).standard_normal((6, 128), np.float32)
@@ -32,8 +34,8 @@ def test_both_ways_compute_the_product() -> None:
     expected = np.stack([row @ weights[e].T for row, e in zip(x.astype(np.float64), experts, strict=True)])
     kept: list = []
     results = []
-    for limit in switch._PATHS.values():
-        forced = switch._forced(matrix_of(packed), limit, kept)
+    for tokens in switch._PATHS.values():
+        forced = switch._forced(matrix_of(packed, precision=precision), tokens, kept)
         results.append(gathered(x, forced, np.arange(6), experts))
-        np.testing.assert_allclose(results[-1], expected, atol=4 * 2.0**-23 * np.sqrt(128))
+        np.testing.assert_allclose(results[-1], expected, atol=limit)
     assert not np.array_equal(*results)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.backends.cpu.decoder import row_by_row
+from coterie.backends.cpu.decoder.row_by_row import parts_of
 from coterie.backends.cpu.product import DOT_TOKENS
 from coterie.errors import CapacityError, RequestError
 from coterie.models.decoder import Decoder, Segment
@@ -96,7 +96,7 @@ def test_logits_of_a_batch_are_those_of_each_alone_bit_for_bit(name: str, form: 
 def test_an_expert_that_every_row_chose_takes_no_more_rows_at_a_time_than_one_row_allows() -> None:
     ids = np.zeros((3 * DOT_TOKENS - 1, 2), np.uint32)
     ids[:, 1] = 1 + np.arange(len(ids)) % 3
-    parts = row_by_row._parts(ids, 4, DOT_TOKENS)
+    parts = parts_of(ids, 4, DOT_TOKENS)
     assert sorted(itertools.chain(*parts)) == list(range(len(ids)))
     assert [len(part) for part in parts] == [DOT_TOKENS, DOT_TOKENS, DOT_TOKENS - 1]
 

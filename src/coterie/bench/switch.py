@@ -14,8 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from coterie.backends.cpu import isa
+from coterie.backends.cpu import int16_product, isa
 from coterie.backends.cpu import product as p
+from coterie.backends.cpu.arithmetic import F32
 from coterie.backends.cpu.linear import gathered
 from coterie.backends.cpu.matrix import PRODUCT, Matrix, matrix_of
 from coterie.backends.cpu.pool import address_of
@@ -38,20 +39,21 @@ class SwitchRow:
 
 
 @contextmanager
-def _limit(tokens: int) -> Iterator[None]:
+def _limit(module: Any, tokens: int) -> Iterator[None]:
     """Numba freezes the limit when it compiles."""
-    before = p.DOT_TOKENS
-    p.DOT_TOKENS = tokens
+    before = module.DOT_TOKENS
+    module.DOT_TOKENS = tokens
     try:
         yield
     finally:
-        p.DOT_TOKENS = before
+        module.DOT_TOKENS = before
 
 
 def _forced(matrix: Matrix, limit: int, kept: list[Any]) -> Matrix:
     layout = matrix.layout
-    with _limit(limit):
-        work = p._make(layout.key, layout, layout.isa.tile_rows, layout.isa.tile_tokens)
+    module = p if matrix.arithmetic is F32 else int16_product
+    with _limit(module, limit):
+        work = module.make_product(layout.key, layout)
         callback = numba.cfunc(p.SIGNATURE, nopython=True, error_model="numpy")(work)
     kept.append(callback)
     words = matrix.words.copy()
@@ -68,16 +70,19 @@ def run(
     progress: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
 ) -> list[SwitchRow]:
-    """A row for each format and number of tokens: the gate matrices of a few experts, so many tokens each."""
+    """A row for each format, precision and number of tokens: the gate matrices of a few experts, so many tokens each."""
     rows = []
     for name in formats:
         progress(f"{shape.title} {name} on {isa.current().name}")
         rng = generator(19)
-        stack = matrix_of(random_packed(rng, shape.n_experts, shape.intermediate, shape.hidden, FORMATS[name]))
+        packed = random_packed(rng, shape.n_experts, shape.intermediate, shape.hidden, FORMATS[name])
         kept: list[Any] = []
-        ways = {path: _forced(stack, limit, kept) for path, limit in _PATHS.items()}
-        for count in tokens:
-            rows.append(_row(shape, name, count, ways, repeats, seconds, clock))
+        for precision in ("default", "exact"):
+            stack = matrix_of(packed, precision=precision)
+            ways = {path: _forced(stack, limit, kept) for path, limit in _PATHS.items()}
+            label = f"{name} {stack.arithmetic.name}"
+            for count in tokens:
+                rows.append(_row(shape, label, count, ways, repeats, seconds, clock))
     return rows
 
 

@@ -40,12 +40,12 @@ def get(name: str) -> ModuleType:
     return _load(name) if module is None else module
 
 
-def decoder(name: str) -> ModuleType:
-    """The verbs of a whole decoder on the back end called `name`; they wrap its own, so its errors are those of
-    `get`.
+def decoder(name: str, precision: str = "default") -> Any:
+    """The verbs of a whole decoder on the back end called `name`, its products computed with `precision`; they wrap its
+    own, so its errors are those of `get`.
     """
     get(name)
-    return importlib.import_module(f"coterie.backends.{name}.decoder")
+    return importlib.import_module(f"coterie.backends.{name}.decoder").verbs(precision)
 
 
 def _load(name: str) -> ModuleType:

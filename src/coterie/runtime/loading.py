@@ -23,18 +23,21 @@ _NOT_YET = {
     "cuda": "whole models run on the CPU so far",
 }
 
+_PRECISIONS = ("default", "exact")
 
-def load(path_or_repo: str | Path | None = None, *, device: str = "auto") -> Model:
+
+def load(path_or_repo: str | Path | None = None, *, device: str = "auto", precision: str = "default") -> Model:
     """Load a model in MLX's format: a folder, an id of the hub ("owner/name"), or None for the bundled model.
 
     Every byte of the weights is checked once; they then stay in the mapped files. device is "auto", "cpu" or "mlx",
     which copies the weights into MLX's memory and computes on MLX's default device; any other known one is a
-    `BackendUnavailableError`, as is "mlx" where MLX is not installed. `CheckpointError`,
+    `BackendUnavailableError`, as is "mlx" where MLX is not installed. precision, on the CPU, is "default", activations of
+    16 bits where weights of small integers meet them, or "exact", all in f32. `CheckpointError`,
     `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
     memory are a warning, `MemoryShortage`, that says what a token then costs.
     """
     started = time.perf_counter()
-    backend = _decoder_backend(device)
+    backend = _decoder_backend(device, precision)
     folder = local_folder(_location(path_or_repo))
     _warn_of_shortage(folder)
     with open_checkpoint(folder) as checkpoint:
@@ -84,11 +87,13 @@ def _location(path_or_repo: str | Path | None) -> str | Path:
     return bundled.path()
 
 
-def _decoder_backend(device: str) -> Any:
+def _decoder_backend(device: str, precision: str) -> Any:
+    if precision not in _PRECISIONS:
+        raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(_PRECISIONS)}", code="precision")
     if device in ("auto", "cpu"):
-        return dispatch.decoder("cpu")
+        return dispatch.decoder("cpu", precision)
     if device == "mlx":
-        return dispatch.decoder("mlx")
+        return dispatch.decoder("mlx", precision)
     if device in _NOT_YET:
         raise BackendUnavailableError(
             f"device {device!r}: {_NOT_YET[device]}; use device='cpu'", code=f"device_{device}"

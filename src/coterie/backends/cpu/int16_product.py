@@ -3,10 +3,9 @@
 import functools
 from typing import Any
 
-
 from coterie.backends.cpu import product as p
-from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.int8_product import panel_groups, rows_ahead
+from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
 from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS
 from coterie.backends.cpu.kernels.int16_dot import dot_rows_int16
@@ -62,10 +61,11 @@ def _make_round(key: int, group: int) -> Any:
 @functools.cache
 def int16_product(key: int) -> Any:
     """The compiled callback for the layout with this key."""
-    return compile_callback(p.SIGNATURE, _make(key, from_key(key)))
+    return compile_callback(p.SIGNATURE, make_product(key, from_key(key)))
 
 
-def _make(key: int, layout: Layout) -> Any:
+def make_product(key: int, layout: Layout) -> Any:
+    """The function to compile."""
     lanes, group, block = layout.lanes, layout.group, layout.block
     groups_a_panel, tile_rows, tile_tokens = panel_groups(layout), ROW_VECTORS * lanes, layout.isa.integer_tokens
     panel_stride = groups_a_panel * record_bytes(layout)

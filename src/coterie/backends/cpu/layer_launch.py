@@ -1,5 +1,6 @@
-"""From one call's arrays to the words of its jobs, and the jobs run: compiled, because a token's whole layer takes half a
-millisecond, and the same in Python took a tenth of it.
+"""From one call's arrays to the words of its jobs, and the jobs run.
+
+It is compiled, because a token's whole layer takes half a millisecond, and the same in Python took a tenth of it.
 
 A frame, int64 [ROWS, WORDS], holds for one layer and one shape of routing what stays the same from call to call: the
 words of each job, and the sizes and addresses that all share. `launch` fills in the rest.
@@ -97,8 +98,10 @@ def _place_preparation(
 
 @njit
 def launch(block, frame, x, x_stride, ids, weights, out, out_stride):
-    """Run a layer; False, and nothing run, if no row has any weight. All but the frame are integers: the pool's block,
-    the addresses of x f32 [T, H], ids u32 and weights f32 [T, k] and out f32 [T, N], strides in bytes.
+    """Run a layer; False, and nothing run, if no row has any weight.
+
+    All but the frame are integers: the pool's block, the addresses of x f32 [T, H], ids u32 and weights f32 [T, k] and
+    out f32 [T, N], strides in bytes.
     """
     sizes, first = frame[SIZES], frame[PREPARE]
     n_rows = sizes[N_TOKENS] * sizes[TOP_K]

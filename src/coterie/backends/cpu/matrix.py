@@ -23,7 +23,7 @@ _FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", bfloat16: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what its addresses point to."""
+    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what addresses point to."""
 
     layout: Layout
     words: np.ndarray
@@ -46,8 +46,8 @@ def matrix_of(
 ) -> Matrix:
     """The record of a packed stack or matrix, or of a plain array, [E, N, K] or [N, K]; rows must be contiguous.
 
-    `added`: f32 [E, N], a bias for each row's result. precision: "exact", "default" or "int8"; `UnsupportedError`, which
-    calls the matrix by its `name`, where there is no kernel for "int8".
+    `added`: f32 [E, N], a bias for each row's result. precision: "exact", "default" or "int8"; where there is no kernel
+    for "int8", `UnsupportedError` calls the matrix by its `name`.
     """
     if isinstance(weight, Packed):
         layout = layout_of(weight.format, weight.scales.dtype)

@@ -50,8 +50,7 @@ def scratch_bytes(layout_isa: Any) -> tuple[int, int]:
 @functools.cache
 def product(key: int) -> Any:
     """The compiled callback for the layout with this key; `.address` is what jobs call."""
-    layout = from_key(key)
-    return compile_callback(SIGNATURE, _make(key, layout, layout.isa.tile_rows, layout.isa.tile_tokens))
+    return compile_callback(SIGNATURE, make_product(key, from_key(key)))
 
 
 @numba.njit(inline="always")
@@ -60,7 +59,9 @@ def _row(a: Any, row: int) -> tuple[int, int, int]:
     return a[CODES] + row * a[CODES_STRIDE], a[SCALES] + scale_offset, a[BIASES] + scale_offset
 
 
-def _make(key: int, layout: Layout, tile_rows: int, tile_tokens: int) -> Any:
+def make_product(key: int, layout: Layout) -> Any:
+    """The function to compile."""
+    tile_rows, tile_tokens = layout.isa.tile_rows, layout.isa.tile_tokens
     block, blocks_a_panel, vectors_a_block = layout.block, panel_blocks(layout), layout.fields
     panel_stride = 4 * block * blocks_a_panel
     token_bytes = 4 * layout.lanes * tile_rows

@@ -18,9 +18,9 @@ def adopt(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def linear(x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
+def linear(x: np.ndarray, weight: Packed | np.ndarray, precision: str) -> np.ndarray:
     # The kernels read weights by their address, so a file's arrays may be unaligned and are never copied.
-    return product(x, matrix_for(weight))
+    return product(x, matrix_for(weight, precision))
 
 
 def embed(weight: Packed | np.ndarray, ids: Sequence[int]) -> np.ndarray:

@@ -1,25 +1,70 @@
-"""The expert path as the decoder calls it: the CPU back end's own verbs."""
+"""The verbs together: functions of this room, and the CPU back end's own where they compute with weights."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coterie.backends import cpu
+from coterie.backends.cpu.decoder import attention, elementwise, latent, matrices
+from coterie.backends.cpu.decoder.row_by_row import parts_of, rows_at_a_time
+from coterie.formats import Packed
 from coterie.ops import RouteSpec, Routing
 
 
-def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
-    return cpu.glu(gate, up, activation)
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """precision: of products with weights, as in `coterie.moe`; everything else is in f32."""
+
+    precision: str = "default"
+
+    adopt = staticmethod(matrices.adopt)
+    attend = staticmethod(attention.attend)
+    attend_latent = staticmethod(latent.attend_latent)
+    clip = staticmethod(elementwise.clip)
+    embed = staticmethod(matrices.embed)
+    glu = staticmethod(cpu.glu)
+    join = staticmethod(matrices.join)
+    rms_norm = staticmethod(elementwise.rms_norm)
+    rotary = staticmethod(elementwise.rotary)
+    softcap = staticmethod(elementwise.softcap)
+
+    @property
+    def row_by_row(self) -> "Verbs":
+        return RowByRow(self.precision)
+
+    def linear(self, x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
+        return matrices.linear(x, weight, self.precision)
+
+    def route(self, logits: np.ndarray, spec: RouteSpec) -> Routing:
+        ids, weights = cpu.route(logits, spec)
+        return Routing(ids, weights, logits.shape[-1])
+
+    def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
+        return cpu.moe(x, routing, experts.native, self.precision)
+
+    def to_numpy(self, x: np.ndarray) -> np.ndarray:
+        return x
 
 
-def route(logits: np.ndarray, spec: RouteSpec) -> Routing:
-    ids, weights = cpu.route(logits, spec)
-    return Routing(ids, weights, logits.shape[-1])
+@dataclass(frozen=True, slots=True)
+class RowByRow(Verbs):
+    """Rows whose bits do not depend on the other rows; verbs that are not here treat them one by one in any case."""
 
+    @property
+    def row_by_row(self) -> Verbs:
+        return self
 
-def moe(x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
-    return cpu.moe(x, routing, experts.native)
+    def linear(self, x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
+        step = rows_at_a_time(x.shape[-1], self.precision)
+        return self.join([Verbs.linear(self, x[begin : begin + step], weight) for begin in range(0, len(x), step)])
 
-
-def to_numpy(x: np.ndarray) -> np.ndarray:
-    return x
+    def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
+        parts = parts_of(routing.ids, experts.n_experts, rows_at_a_time(x.shape[-1], self.precision))
+        if len(parts) == 1:
+            return Verbs.moe(self, x, routing, experts)
+        out = np.empty_like(x)
+        for rows in parts:
+            part = Routing(routing.ids[rows], routing.weights[rows], routing.n_experts)
+            out[rows] = Verbs.moe(self, x[rows], part, experts)
+        return out

@@ -27,9 +27,9 @@ def multiply_int16_tile(
     """out[token][row] += panel row . activations of the token over groups first .. first + n_groups - 1 of a row's, for
     the rows of a tile; the panel begins with group `first`.
 
-    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token, of prepared rows, in which scales
-    stand `steps` and sums `sums` bytes behind. out: address of f32, the stride in elements; taken as zero where `first`
-    is 0.
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token, of prepared
+    rows, in which scales stand `steps` and sums `sums` bytes behind. out: address of f32, the stride in elements; taken as
+    zero where `first` is 0.
     """
     layout = from_key(key.literal_value)
 

@@ -30,8 +30,8 @@ def multiply_int8_tile(
 ) -> Any:  # fmt: skip
     """out[token][row] += panel row . activations of the token over `n_groups` groups, for the rows of a tile.
 
-    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token; the groups begin `offset` bytes
-    behind each. out: address of f32, the stride in elements; taken as zero where `fresh` is not 0.
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token; the groups
+    begin `offset` bytes behind each. out: address of f32, the stride in elements; taken as zero where `fresh` is not 0.
     """
     layout = from_key(key.literal_value)
 
@@ -119,8 +119,10 @@ class Tile:
 
 
 def add_group(v: Vectors, layout: Layout, total: Any, sums: Any, scales: Any, step: Any, offset: Any) -> None:
-    """Add the int32 sums of a group to a variable of f32 sums. Addresses: `scales` of the rows' scales in a panel, `step`
-    of the activations' scale, `offset` of what stands in for the weights' offset.
+    """Add the int32 sums of a group to a variable of f32 sums.
+
+    Addresses: `scales` of the rows' scales in a panel, `step` of the activations' scale, `offset` of what stands in for
+    the weights' offset.
     """
     b = v.builder
     products = b.fmul(b.sitofp(sums, v.floats), v.splat(v.load(F32, step)))

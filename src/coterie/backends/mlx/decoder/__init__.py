@@ -4,6 +4,9 @@ Everything is lazy up to `to_numpy`; attention hands what has been asked for so 
 while Python asks for the rest, and no graph grows with the length of a prompt.
 """
 
+import sys
+from typing import Any
+
 from coterie.backends.mlx.decoder.attention import attend
 from coterie.backends.mlx.decoder.elementwise import clip, rms_norm, rotary, softcap
 from coterie.backends.mlx.decoder.latent import attend_latent
@@ -28,4 +31,10 @@ __all__ = [
     "row_by_row",
     "softcap",
     "to_numpy",
+    "verbs",
 ]
+
+
+def verbs(_precision: str = "default") -> Any:
+    """The verbs: this module. MLX computes with one precision."""
+    return sys.modules[__name__]
