@@ -5,8 +5,8 @@ row's RMS, because real faults are whole rows wrong inside of a good average, an
 of K products in f32 may be off by c * eps * sqrt(K), c = 4; rounding the result to its dtype costs half a unit in the
 last place on top.
 
-Activations of 16 bits are off by at most 1 / 65534 of the largest of their group, which costs a layer 4e-5 to 7e-5 where
-activations are normal and 1e-4 where they have heavy tails.
+Activations of 16 bits are off by at most 1 / 65534 of the largest of their group, which costs a layer 4e-5 to 7e-5
+where activations are normal and 1e-4 where they have heavy tails.
 """
 
 import math

@@ -83,10 +83,10 @@ def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default"
     tokens and of hidden values, each group that meets weights of one scale becomes integers times an f32 scale;
     everything else is exact. "default" has integers of 16 bits, on the CPU, with AVX2 or AVX-512, where codes are small
     integers (affine with 1, 2, 4 or 8 bits, mxfp4, nvfp4), and is the same as "exact" elsewhere: the relative error of
-    the result in L2 norm is 4e-5 to 7e-5 with normal activations, 1e-4 with heavy-tailed ones (Student's t, 3 degrees of
-    freedom). "int8" has integers of 8 bits: the error is 1.0 to 1.6 % with normal activations (groups of 16 to 128; 1.4 %
-    with 64), 1.7 to 2.4 % with heavy-tailed ones. Where there is no kernel for it, `UnsupportedError` says so: for MLX
-    arrays, without AVX2 or AVX-512, and for formats other than affine with 4 or 8 bits, mxfp4 and nvfp4.
+    the result in L2 norm is 4e-5 to 7e-5 with normal activations, 1e-4 with heavy-tailed ones (Student's t, 3 degrees
+    of freedom). "int8" has integers of 8 bits: the error is 1.0 to 1.6 % with normal activations (groups of 16 to 128;
+    1.4 % with 64), 1.7 to 2.4 % with heavy-tailed ones. Where there is no kernel for it, `UnsupportedError` says so:
+    for MLX arrays, without AVX2 or AVX-512, and for formats other than affine with 4 or 8 bits, mxfp4 and nvfp4.
     """
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")

@@ -1,4 +1,4 @@
-"""Activations of 16 and of 8 bits: the kernels against a model of exactly their arithmetic, the layer against float64."""
+"""Activations of 16 and of 8 bits: kernels against a model of exactly their arithmetic, layers against float64."""
 
 import numpy as np
 import pytest
@@ -245,10 +245,8 @@ def test_both_ways_of_the_down_weights_give_the_same_bits(rng: np.random.Generat
     more = (np.full((200, 4), 39, np.uint32), np.ones((200, 4), np.float32))
     keep = ~(ids == 39).any(-1)
     assert keep.any()
-    many = coterie.moe(
-        np.concatenate([x, company]), Routing(*(np.concatenate(pair) for pair in zip((ids, weights), more, strict=True))),
-        experts,
-    )  # fmt: skip
+    routing = Routing(*(np.concatenate(pair) for pair in zip((ids, weights), more, strict=True)))
+    many = coterie.moe(np.concatenate([x, company]), routing, experts)
     np.testing.assert_array_equal(many[:12][keep], few[keep])
 
 

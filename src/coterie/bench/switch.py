@@ -70,7 +70,7 @@ def run(
     progress: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
 ) -> list[SwitchRow]:
-    """A row for each format, precision and number of tokens: the gate matrices of a few experts, so many tokens each."""
+    """A row for each format, precision and number of tokens: gate matrices of a few experts, so many tokens each."""
     rows = []
     for name in formats:
         progress(f"{shape.title} {name} on {isa.current().name}")

@@ -31,9 +31,9 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto", precis
 
     Every byte of the weights is checked once; they then stay in the mapped files. device is "auto", "cpu" or "mlx",
     which copies the weights into MLX's memory and computes on MLX's default device; any other known one is a
-    `BackendUnavailableError`, as is "mlx" where MLX is not installed. precision, on the CPU, is "default", activations of
-    16 bits where weights of small integers meet them, or "exact", all in f32. `CheckpointError`,
-    `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
+    `BackendUnavailableError`, as is "mlx" where MLX is not installed. precision, on the CPU, is "default", activations
+    of 16 bits where weights of small integers meet them, or "exact", all in f32. `CheckpointError`, `ConfigError` and
+    `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
     memory are a warning, `MemoryShortage`, that says what a token then costs.
     """
     started = time.perf_counter()

@@ -9,9 +9,8 @@ import numpy as np
 
 from coterie.backends.cpu.product import DOT_TOKENS
 
-
 _NEAR = 48 << 10
-"""Bytes of activations that rows may have together: they meet every weight row, and have to stay in the first-level cache.
+"""Bytes of activations that rows may have together: they meet every weight row, and have to stay in the nearest cache.
 
 With 4,096 inputs in f32, four rows at a time took 2.8 times as long as three (docs/performance.md).
 """

@@ -27,9 +27,9 @@ def multiply_int16_tile(
     """out[token][row] += panel row . activations of the token over groups first .. first + n_groups - 1 of a row's, for
     the rows of a tile; the panel begins with group `first`.
 
-    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token, of prepared
-    rows, in which scales stand `steps` and sums `sums` bytes behind. out: address of f32, the stride in elements; taken as
-    zero where `first` is 0.
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token, of
+    prepared rows, in which scales stand `steps` and sums `sums` bytes behind. out: address of f32, the stride in
+    elements; taken as zero where `first` is 0.
     """
     layout = from_key(key.literal_value)
 
@@ -55,14 +55,14 @@ class _TileInt16(Tile):
         sums = [b.add(b.add(base, args["sums"]), b.mul(index, v.integer(4))) for base in self.inputs]
         for row, token in self.cells:
             b.store(first_sums(v, layout, sums[token]), self.sums[row, token])
-        self._quads(panels, index)
+        self._all_quads(panels, index)
         for row, token in self.cells:
             add_group(
                 v, layout, self.totals[row, token], b.load(self.sums[row, token]),
                 v.at(panels[row], layout.group // 4 * self.width), steps[token], sums[token],
             )  # fmt: skip
 
-    def _quads(self, panels: list[Any], group: Any) -> None:
+    def _all_quads(self, panels: list[Any], group: Any) -> None:
         b, v, layout = self.builder, self.v, self.layout
         n_quads, quads = layout.group // 4, quads_a_word(layout)
         unrolled = min(n_quads, _UNROLLED)

@@ -30,8 +30,9 @@ def multiply_int8_tile(
 ) -> Any:  # fmt: skip
     """out[token][row] += panel row . activations of the token over `n_groups` groups, for the rows of a tile.
 
-    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token; the groups
-    begin `offset` bytes behind each. out: address of f32, the stride in elements; taken as zero where `fresh` is not 0.
+    n_tokens: 1 up to the instruction set's `integer_tokens`. inputs: address of int64 addresses, one a token; the
+    groups begin `offset` bytes behind each. out: address of f32, the stride in elements; taken as zero where `fresh` is
+    not 0.
     """
     layout = from_key(key.literal_value)
 
