@@ -10,7 +10,7 @@ from coterie import Experts, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops.dispatch import numpy_dtype
-from tolerance import ROUNDED, assert_close, bound
+from tolerance import ROUNDED, assert_close, bound, errors
 
 FOUR_BITS = Format.resolve("affine", 4, 32)
 
@@ -69,5 +69,11 @@ def check(x: np.ndarray, ids: np.ndarray, weights: np.ndarray, experts: Experts)
     found, reference = run(x, ids, weights, experts), moe_reference(x, Routing(ids, weights), experts)
     limit = bound(x.dtype.name, experts.hidden, experts.intermediate, ids.shape[-1])
     assert_close(found, reference, limit)
-    assert_close(run(x, ids, weights, experts, "default"), reference, limit + ROUNDED)
+    check_default(run(x, ids, weights, experts, "default"), reference, limit)
     return found
+
+
+def check_default(found: np.ndarray, reference: np.ndarray, limit: float) -> None:
+    """The default precision; a row of few numbers that nearly cancel may be off by more than the average row."""
+    assert_close(found, reference, limit + 4 * ROUNDED)
+    assert errors(found, reference)[1] <= limit + ROUNDED

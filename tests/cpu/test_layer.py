@@ -10,6 +10,7 @@ from coterie.formats import Format, Packed
 from coterie.moe import Experts, moe, moe_reference
 from coterie.ops import Routing
 from cpu.cases import packed_of
+from layers import check_default
 from tolerance import assert_close, bound
 
 KINDS = {
@@ -45,4 +46,6 @@ def test_projections_in_different_formats(gate: str, up: str, rng: np.random.Gen
     for n_tokens in (1, 21):
         x = rng.standard_normal((n_tokens, hidden), np.float32)
         chosen = routing(rng, n_tokens, n_experts, 2)
-        assert_close(moe(x, chosen, experts), moe_reference(x, chosen, experts), bound("float32", hidden, intermediate))
+        reference, limit = moe_reference(x, chosen, experts), bound("float32", hidden, intermediate)
+        assert_close(moe(x, chosen, experts, "exact"), reference, limit)
+        check_default(moe(x, chosen, experts), reference, limit)

@@ -32,7 +32,7 @@ class PlainBackend:
     def embed(self, weight: Any, ids: Any) -> np.ndarray:
         return self._f64(weight)[list(ids)]
 
-    def linear(self, x: np.ndarray, weight: Any) -> np.ndarray:
+    def linear(self, x: np.ndarray, weight: Any, *, exact: bool = False) -> np.ndarray:  # noqa: ARG002
         return x @ self._f64(weight).T
 
     def rms_norm(self, x: np.ndarray, weight: Any, eps: float) -> np.ndarray:

@@ -33,8 +33,10 @@ class Backend(Protocol):
         """Rows `ids` of a [V, H] matrix as f32 [T, H]; only those rows are dequantised."""
         ...
 
-    def linear(self, x: Array, weight: Weight) -> Array:
-        """x [T, K] times the transpose of weight [N, K]: f32 [T, N]."""
+    def linear(self, x: Array, weight: Weight, *, exact: bool = False) -> Array:
+        """x [T, K] times the transpose of weight [N, K]: f32 [T, N]. exact: activations are not rounded, as the back
+        end may otherwise do.
+        """
         ...
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:

@@ -1,6 +1,7 @@
 """One decoder for every family: it reads an `Architecture`, holds the weights, and turns token ids into logits."""
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,7 +206,9 @@ class Decoder:
             assert block.latent is not None
             parts = [(rows, start, cache.layers[index]) for rows, start, cache in current.parts]
             tables = current.tables[spec.rope]
-            mixed = latent_attention(self.backend, spec, weights, block.latent, self._linear, x, tables, parts)
+            # A latent passes a norm and two more products before it is a key or a value, and errors grow on the way.
+            linear = functools.partial(self._linear, exact=True)
+            mixed = latent_attention(self.backend, spec, weights, block.latent, linear, x, tables, parts)
         else:
             mixed = self._grouped_attention(spec, weights, x, index, current)
         output = self._linear(mixed, weights, spec.modules.output, bias=spec.output_bias)
@@ -260,14 +263,15 @@ class Decoder:
         assert block.routed is not None
         backend, router, routed = self.backend, spec.router, block.routed
         seen = x if routed.router_norm is None else backend.rms_norm(h, routed.router_norm, self.architecture.norm_eps)
-        logits = self._linear(seen, block.weights, router.module, bias=router.bias)
+        # An error here does not only shift a result, it may choose another expert.
+        logits = self._linear(seen, block.weights, router.module, bias=router.bias, exact=True)
         routing = backend.route(logits, routed.spec)
         if observer is not None:
             routing = observer.routed(index, logits, routed.spec, routing)
         return self._norm(backend.moe(x, routing, routed.experts), block.weights, spec.after)
 
-    def _linear(self, x: Array, weights: Mapping[str, Any], module: str, *, bias: bool) -> Array:
-        product = self.backend.linear(x, weights[module])
+    def _linear(self, x: Array, weights: Mapping[str, Any], module: str, *, bias: bool, exact: bool = False) -> Array:
+        product = self.backend.linear(x, weights[module], exact=exact)
         return product + weights[bias_of(module)] if bias else product
 
     def _norm(self, x: Array, weights: Mapping[str, Any], path: str | None) -> Array:

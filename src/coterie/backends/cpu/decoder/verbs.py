@@ -33,8 +33,8 @@ class Verbs:
     def row_by_row(self) -> "Verbs":
         return RowByRow(self.precision)
 
-    def linear(self, x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
-        return matrices.linear(x, weight, self.precision)
+    def linear(self, x: np.ndarray, weight: Packed | np.ndarray, *, exact: bool = False) -> np.ndarray:
+        return matrices.linear(x, weight, "exact" if exact else self.precision)
 
     def route(self, logits: np.ndarray, spec: RouteSpec) -> Routing:
         ids, weights = cpu.route(logits, spec)
@@ -55,9 +55,10 @@ class RowByRow(Verbs):
     def row_by_row(self) -> Verbs:
         return self
 
-    def linear(self, x: np.ndarray, weight: Packed | np.ndarray) -> np.ndarray:
-        step = rows_at_a_time(x.shape[-1], self.precision)
-        return self.join([Verbs.linear(self, x[begin : begin + step], weight) for begin in range(0, len(x), step)])
+    def linear(self, x: np.ndarray, weight: Packed | np.ndarray, *, exact: bool = False) -> np.ndarray:
+        step = rows_at_a_time(x.shape[-1], "exact" if exact else self.precision)
+        parts = [Verbs.linear(self, x[begin : begin + step], weight, exact=exact) for begin in range(0, len(x), step)]
+        return self.join(parts)
 
     def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
         parts = parts_of(routing.ids, experts.n_experts, rows_at_a_time(x.shape[-1], self.precision))

@@ -28,7 +28,7 @@ def _adopted(weight: Packed | np.ndarray) -> Packed | mx.array:
     return dispatch.packed_like(weight, codes, scales, biases)
 
 
-def linear(x: mx.array, weight: Packed | mx.array) -> mx.array:
+def linear(x: mx.array, weight: Packed | mx.array, *, exact: bool = False) -> mx.array:  # noqa: ARG001
     if isinstance(weight, Packed):
         return quantized_matmul(x, weight, True)
     return x @ weight.astype(mx.float32).T

@@ -17,8 +17,8 @@ def __getattr__(name: str) -> Any:
     return getattr(decoder, name)
 
 
-def linear(x: mx.array, weight: Packed | mx.array) -> mx.array:
-    return decoder.join([decoder.linear(x[row : row + 1], weight) for row in range(len(x))])
+def linear(x: mx.array, weight: Packed | mx.array, *, exact: bool = False) -> mx.array:
+    return decoder.join([decoder.linear(x[row : row + 1], weight, exact=exact) for row in range(len(x))])
 
 
 def moe(x: mx.array, routing: Routing, experts: Any) -> mx.array:
