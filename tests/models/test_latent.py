@@ -47,7 +47,7 @@ def joined_form(name: str, folder: Path) -> Path:
 def decoder(folder: Path) -> Decoder:
     with open_checkpoint(folder) as checkpoint:
         architecture = family_of(checkpoint.config).architecture(checkpoint.config)
-        return Decoder(architecture, read_weights(architecture, checkpoint), dispatch.decoder("cpu"))
+        return Decoder(architecture, read_weights(architecture, checkpoint), dispatch.decoder("cpu", "exact"))
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_groups"])

@@ -30,6 +30,8 @@ SCALES_AHEAD = 8192
 """The same for scales, in the bytes of the codes that go with them."""
 DOT_TOKENS = 4
 """Up to so many tokens are multiplied straight from the packed bytes; more are worth a panel of codes."""
+MOST_DOT_TOKENS = 4
+"""Tokens whose activations meet a block of codes in registers."""
 
 
 def has_int16(layout: Layout) -> bool:
@@ -103,10 +105,12 @@ def make_product(key: int, layout: Layout) -> Any:
             if (n_rows - row) * a[p.CODES_STRIDE] < AHEAD:
                 ahead += a[p.NEXT_CODES] - a[p.CODES] - n_rows * a[p.CODES_STRIDE]
             if n_tokens > 2 and row + 2 <= n_rows:
-                dot_rows_int16(
-                    key, 2, DOT_TOKENS, n_tokens, codes, a[p.CODES_STRIDE], scales, a[p.SCALES_STRIDE], biases,
-                    a[p.N_INPUTS], ahead, scales_ahead, a[p.INPUTS], out, a[p.OUT_STRIDE],
-                )  # fmt: skip
+                for token in range(0, n_tokens, MOST_DOT_TOKENS):
+                    dot_rows_int16(
+                        key, 2, MOST_DOT_TOKENS, min(MOST_DOT_TOKENS, n_tokens - token), codes, a[p.CODES_STRIDE],
+                        scales, a[p.SCALES_STRIDE], biases, a[p.N_INPUTS], ahead, scales_ahead,
+                        a[p.INPUTS] + 8 * token, out + 4 * token * a[p.OUT_STRIDE], a[p.OUT_STRIDE],
+                    )  # fmt: skip
                 row += 2
             else:
                 for token in range(n_tokens):
