@@ -7,7 +7,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_DISTRIBUTIONS = ("coterie", "numpy", "numba", "llvmlite", "mlx", "torch", "onnxruntime", "llama-cpp-python", "gguf")
+_DISTRIBUTIONS = (
+    "coterie",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "mlx",
+    "mlx-lm",
+    "torch",
+    "onnxruntime",
+    "llama-cpp-python",
+    "gguf",
+)
 _DEFAULT_CACHE = 32 << 20
 
 

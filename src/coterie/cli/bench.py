@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli.bench_bridge import bridge
 from coterie.cli.bench_model import model
 from coterie.cli.console import print_json, say, stdout, visible
 from coterie.cli.failures import guarded
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(no_args_is_help=True, help="Measure the layer, and whole models, on this machine.")
 bench.command()(model)
+bench.command()(bridge)
 
 _QUICK = {"shapes": "gemma4,qwen3", "formats": "4bit", "peers": "none", "repeats": 5, "seconds": 0.1}
 
