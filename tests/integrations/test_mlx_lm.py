@@ -187,6 +187,29 @@ def test_a_model_that_trains_and_one_that_is_traced_do_what_they_did() -> None:
     assert distance(np.array(mx.compile(layer)(x, ids)), np.array(layer(x, ids))) < CLOSE
 
 
+def test_gradients_are_right_in_training_and_refused_in_evaluation() -> None:
+    linear, layer = quantized_linear(64, 32), SwitchGLU(64, 32, 4)
+    x, ids = mx.random.normal((3, 64)), mx.array([[0, 1]] * 3, mx.uint32)
+    model = linear_in(linear)
+    model.experts = layer
+    model.eval()
+
+    def loss(x: mx.array) -> mx.array:
+        return mx.sum(linear(x)) + mx.sum(layer(x, ids))
+
+    wanted = np.array(mx.grad(loss)(x))
+    patch(model)
+    model.train()
+    assert np.array_equal(np.array(mx.grad(loss)(x)), wanted)
+    model.eval()
+    for module in (linear, lambda x: layer(x, ids)):
+        with pytest.raises(CoterieError, match="evaluation mode") as refusal:
+            mx.grad(lambda x, of=module: mx.sum(of(x)))(x)
+        assert refusal.value.code == "gradient"
+    with pytest.raises(CoterieError, match="evaluation mode"):
+        nn.value_and_grad(layer, lambda: mx.sum(layer(x, ids)))()
+
+
 def test_logits_of_many_positions_are_left_to_mlx_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     ours = swaps.quantized_matmul

@@ -46,8 +46,8 @@ def patch(model: Any, *, linears: bool = True, all_logits: bool = False) -> Patc
     which computes them only where they are read: mlx-lm drops the logits of a prompt.
 
     `ArgumentError` for something else than a module; `UnsupportedError` where there is nothing to swap;
-    `BackendUnavailableError` without mlx-lm. For inference: a module that trains does what it did before, and gradients
-    through a module in evaluation mode are wrong on the CPU.
+    `BackendUnavailableError` without mlx-lm. For inference: a module that trains does what it did before, and on the
+    CPU gradients through one in evaluation mode are refused.
     """
     swaps = _swaps()
     if not isinstance(model, swaps.nn.Module):

@@ -19,7 +19,7 @@ from mlx_lm.models.mla import QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU, SwitchLinear
 
 from coterie.arrays import dtype_name
-from coterie.errors import CoterieError
+from coterie.errors import CoterieError, UnsupportedError
 from coterie.formats import Packed
 from coterie.integrations.mlx_lm import records
 from coterie.integrations.mlx_lm.views import computed, view
@@ -28,13 +28,14 @@ from coterie.ops.activations import CLAMP, SIGMOID_SLOPE
 from coterie.ops.products import gather_qmm, quantized_matmul
 from coterie.ops.routing import Routing
 
+_FLOATS = ("float32", "float16", "bfloat16")
 _FEW_ROWS = 64
 """Routed rows below which our kernels are asked on a GPU; from there mlx-lm sorts, and MLX's own are made for it."""
 
 
 def _place(module: Any, x: mx.array) -> Literal["cpu", "gpu"] | None:
     """Where our kernels compute a call; None where the module's own way is taken."""
-    if module.training or x.size == 0 or dtype_name(x) not in ("float32", "float16", "bfloat16"):
+    if module.training or x.size == 0 or dtype_name(x) not in _FLOATS:
         return None
     if mx.default_device().type == mx.cpu:
         return "cpu"
@@ -44,6 +45,34 @@ def _place(module: Any, x: mx.array) -> Literal["cpu", "gpu"] | None:
 @cache
 def _metal() -> bool:
     return bool(mx.metal.is_available())
+
+
+def _is_float(array: mx.array | None) -> bool:
+    return array is not None and dtype_name(array) in _FLOATS
+
+
+def _handed_over(outputs: np.ndarray, *inputs: mx.array) -> mx.array:
+    """What was computed outside of MLX, as an MLX array; a gradient with respect to an input is refused."""
+    result: mx.array = _no_gradient(mx.array(outputs), *inputs)  # type: ignore[assignment]
+    return result
+
+
+@mx.custom_function
+def _no_gradient(outputs: mx.array, *inputs: mx.array) -> mx.array:
+    del inputs
+    return outputs
+
+
+def _refuse(*_: Any) -> None:
+    raise UnsupportedError(
+        "a gradient was asked for through a model that is patched and in evaluation mode, where the CPU kernels "
+        "compute outside of MLX; expected model.train(), or unpatch(model) first",
+        code="gradient",
+    )
+
+
+_no_gradient.vjp(_refuse)
+_no_gradient.jvp(_refuse)
 
 
 class CoterieSwitchGLU(SwitchGLU):  # type: ignore[misc]
@@ -80,7 +109,11 @@ class CoterieSwitchGLU(SwitchGLU):  # type: ignore[misc]
         ids = view(indices)
         rows = np.repeat(view(self._cast(x)).reshape(-1, x.shape[-1]), ids.shape[-1], 0)
         routing = Routing(ids.reshape(-1, 1), np.ones((ids.size, 1), np.float32))
-        return mx.array(moe(rows, routing, experts).reshape(*ids.shape, -1))
+        # Activations of 16 bits are held to a finer grid than those of bfloat16; those of f32 stay what they are.
+        precision = "exact" if rows.dtype == np.float32 else "default"
+        outputs = moe(rows, routing, experts, precision).reshape(*ids.shape, -1)
+        plain = [part for part in records.parts_of(self.gate_proj, self.up_proj, self.down_proj) if _is_float(part)]
+        return _handed_over(outputs, x, *plain)
 
     def _lazily(self, x: mx.array, indices: mx.array, experts: Experts) -> mx.array:
         rows = mx.repeat(self._cast(x).reshape(-1, x.shape[-1]), indices.shape[-1], axis=0)
@@ -117,7 +150,7 @@ class CoterieQuantizedLinear(_OnTheCPU, nn.QuantizedLinear):  # type: ignore[mis
         packed = self._packed_for(x)
         if packed is None:
             return super().__call__(x)  # type: ignore[no-any-return]
-        product = mx.array(quantized_matmul(view(x), packed))
+        product = _handed_over(quantized_matmul(view(x), packed), x)
         return product + self["bias"] if "bias" in self else product
 
 
@@ -129,7 +162,7 @@ class CoterieQuantizedEmbedding(_OnTheCPU, nn.QuantizedEmbedding):  # type: igno
     def as_linear(self, x: mx.array) -> mx.array:
         """x [..., K] times the embeddings, transposed: [..., V]."""
         packed = self._packed_for(x)
-        return super().as_linear(x) if packed is None else mx.array(quantized_matmul(view(x), packed))
+        return super().as_linear(x) if packed is None else _handed_over(quantized_matmul(view(x), packed), x)
 
 
 class CoterieQuantizedMultiLinear(_OnTheCPU, QuantizedMultiLinear):  # type: ignore[misc]
@@ -142,7 +175,7 @@ class CoterieQuantizedMultiLinear(_OnTheCPU, QuantizedMultiLinear):  # type: ign
         packed = self._packed_for(x)
         if packed is None:
             return super().__call__(x, transpose)  # type: ignore[no-any-return]
-        return mx.array(quantized_matmul(view(x), packed, transpose=transpose))
+        return _handed_over(quantized_matmul(view(x), packed, transpose=transpose), x)
 
 
 class CoterieQuantizedSwitchLinear(_OnTheCPU, QuantizedSwitchLinear):  # type: ignore[misc]
@@ -155,9 +188,9 @@ class CoterieQuantizedSwitchLinear(_OnTheCPU, QuantizedSwitchLinear):  # type: i
         packed = self._packed_for(x)
         if packed is None or not computed(indices):
             return super().__call__(x, indices, sorted_indices)  # type: ignore[no-any-return]
-        product = gather_qmm(view(x), packed, rhs_indices=view(indices), sorted_indices=sorted_indices)
-        out = mx.array(product)
-        return out + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else out
+        outputs = gather_qmm(view(x), packed, rhs_indices=view(indices), sorted_indices=sorted_indices)
+        product = _handed_over(outputs, x)
+        return product + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else product
 
 
 SWAPS = {
@@ -190,7 +223,7 @@ def why_not_experts(module: Any) -> str | None:
         if type(linear) is QuantizedSwitchLinear:
             reason = why_not_packed(linear)
         elif type(linear) is SwitchLinear:
-            known = dtype_name(linear["weight"]) in ("float32", "float16", "bfloat16")
+            known = dtype_name(linear["weight"]) in _FLOATS
             reason = None if known else f"its weights are {dtype_name(linear['weight'])}"
         else:
             reason = f"its {name} is a {type(linear).__name__}"
