@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from bench.tiny_models import TINY
 from coterie.bench import real_models
 from coterie.bench.bridges import mlx_lm, rounds, table
+from coterie.bench.bridges import transformers as transformers_bridge
 from coterie.bench.bridges.rounds import Settings, Way
 from coterie.bench.shapes import FORMATS
 from coterie.cli.app import app
+from coterie.errors import CapacityError
 
 FAST = Settings(prompt=5, prefill=4, steps=3, peer_steps=2, repeats=2)
 
@@ -65,6 +67,24 @@ def test_mlx_lm_patched_has_the_smaller_error(name: str) -> None:
     assert 0 < ours.error < 0.1
     assert alone.error < 0.2
     assert alone.weights == ours.weights > 0
+
+
+@pytest.mark.parametrize("form", ["4bit", "mxfp4"])
+def test_transformers_and_the_bridge_run_the_same_weights(form: str) -> None:
+    report = rounds.run(transformers_bridge.ways, FAST, TINY["qwen3-30b-a3b"], 2, FORMATS[form])
+    *own, bridge = report.rows
+    assert [row.label for row in own] == [f"transformers, {name}" for name in transformers_bridge.OWN_EXPERTS]
+    assert bridge.label == "transformers, bridge"
+    assert bridge.ours
+    # Activations in bf16: other weights, or another router, would be far away.
+    assert all(0 < row.error < 0.1 for row in report.rows)
+    assert all(row.weights > 2 * bridge.weights for row in own)
+
+
+def test_weights_without_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_bridge, "available_memory", lambda: 1 << 10)
+    with pytest.raises(CapacityError, match="fewer --layers"):
+        transformers_bridge.ways(TINY["qwen3-30b-a3b"], 1, FORMATS["4bit"])
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

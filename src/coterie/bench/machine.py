@@ -15,6 +15,7 @@ _DISTRIBUTIONS = (
     "mlx",
     "mlx-lm",
     "torch",
+    "transformers",
     "onnxruntime",
     "llama-cpp-python",
     "gguf",

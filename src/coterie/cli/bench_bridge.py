@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from coterie.bench.bridges.rounds import Maker
     from coterie.bench.real_models import RealModel
 
-PEERS = {"mlx-lm": "pip install 'mlx-lm>=0.32', on Linux with 'mlx[cpu]'"}
+PEERS = {
+    "mlx-lm": "pip install 'mlx-lm>=0.32', on Linux with 'mlx[cpu]'",
+    "transformers": "pip install 'coterie[transformers]'",
+}
 """Libraries that a bridge leads to, and how to get them."""
 
 
 def bridge(
-    peer: Annotated[str, typer.Option(help="The library: mlx-lm.")] = "mlx-lm",
+    peer: Annotated[str, typer.Option(help="The library: mlx-lm or transformers.")] = "mlx-lm",
     shape: Annotated[
         str, typer.Option(help="Whose dimensions: qwen3-30b-a3b, mixtral-8x7b, gpt-oss-20b, ...")
     ] = "qwen3-30b-a3b",
@@ -68,6 +71,10 @@ def _maker(peer: str) -> "Maker":
     from coterie.errors import BackendUnavailableError
 
     try:
+        if peer == "transformers":
+            from coterie.bench.bridges import transformers
+
+            return transformers.ways
         from coterie.bench.bridges import mlx_lm
     except ImportError as cause:
         raise BackendUnavailableError(
