@@ -41,9 +41,24 @@ def kind_of(array: Array) -> Kind:
         return "mlx"
     raise ArgumentError(
         f"found {type(array).__module__}.{type(array).__qualname__}, expected a NumPy array, a PyTorch tensor or an "
-        "MLX array; convert it first, for example with numpy.asarray",
+        f"MLX array; {_way_out(array)}",
         code="array_kind",
     )
+
+
+_DLPACK_CPU = 1
+
+
+def _way_out(array: Array) -> str:
+    """How an array of another library gets here: through DLPack where it lives on the CPU (JAX), else by a copy."""
+    if not hasattr(array, "__dlpack_device__"):
+        return "convert it first, for example with numpy.asarray"
+    if int(array.__dlpack_device__()[0]) != _DLPACK_CPU:
+        return (
+            "it lives on a GPU, and there is no CUDA back end for it: copy it to the CPU first, with cupy.asnumpy or "
+            "numpy.asarray"
+        )
+    return "numpy.from_dlpack sees the same memory without a copy, and results go back by the library's own from_dlpack"
 
 
 def common_kind(**arrays: Array | None) -> Kind:
