@@ -6,16 +6,20 @@ import numpy as np
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu import scratch as s
-from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32, store_i64
+from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.matrix import Matrix
-from coterie.backends.cpu.pool import Pool, address_of, get_pool
-from coterie.backends.cpu.prepare import job
+from coterie.backends.cpu.pool import Pool, address_of, get_pool, run_phases
+from coterie.backends.cpu.prepare import WORTH_WAKING as WORTH_PREPARING
+from coterie.backends.cpu.prepare import X_STRIDE, X, job
 
 MATRIX, GROUPS, N_CHUNKS, CHUNK, N_ROWS, INPUTS, OUTPUTS, SCRATCH, SCRATCH_STRIDE, SUMS, LAST_GROUP = range(11)
 
 WORTH_WAKING = 1 << 18
 """Products from which a second thread gains more than it costs to wake: some five microseconds of work."""
+
+_MOST_REMEMBERED = 8
+"""Frames of so many rows at most are remembered."""
 
 _MAX_PREPARED = 256 << 20
 """Bytes of prepared activations at a time; longer inputs go through in parts."""
@@ -51,13 +55,6 @@ def chunk_rows(n_rows, n_groups, n_threads):
     return max(16, min(p.MAX_ROWS, wanted // 16 * 16))
 
 
-@njit
-def _fill(table, first, stride, count):
-    """Addresses first, first + stride, ... for `count` rows."""
-    for index in range(count):
-        store_i64(table, index, first + index * stride)
-
-
 def _run(
     pool: Pool, matrix: Matrix, x: np.ndarray, n_pairs: int, groups: int, n_groups: int, tables: tuple[int, int]
 ) -> None:
@@ -81,6 +78,10 @@ def _the_job() -> Any:
     return _project
 
 
+# Words of a frame: those of the two jobs, the jobs themselves, the one group, and the tables of INPUTS and OUTPUTS.
+_PREPARE, _PROJECT, _PHASES, _GROUP, _TABLES = 0, 16, 32, 40, 48
+
+
 def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     """x [R, K] times one matrix [N, K]; f32 [R, N]."""
     rows = np.ascontiguousarray(x, np.float32)
@@ -90,13 +91,58 @@ def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     with pool.lock:
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
-            count = len(part)
-            inputs, outputs = pool.buffer("inputs", 8 * count), pool.buffer("outputs", 8 * count)
-            prepared = pool.buffer("prepared", count * matrix.preparation.row_bytes)
-            _fill(inputs, prepared, matrix.preparation.row_bytes, count)
-            _fill(outputs, address_of(out) + begin * out.strides[0], out.strides[0], count)
-            _run(pool, matrix, part, count, pool.place([0, 0, count]), 1, (inputs, outputs))
+            out_at = address_of(out) + begin * out.strides[0]
+            _launch(
+                pool.block, _frame(pool, matrix, len(part)), address_of(part), part.strides[0], out_at, 4 * out.shape[1]
+            )
     return out
+
+
+def _frame(pool: Pool, matrix: Matrix, n_rows: int) -> np.ndarray:
+    """What stays the same from call to call with so many rows, remembered for few of them: a token's matrices take some
+    tens of microseconds each, and putting the words together in Python took as long.
+    """
+    held = matrix.frames.get(n_rows)
+    if held is not None and held[0] is pool and held[1] == pool.generation:
+        return held[2]
+    kind, preparation = matrix.layout.isa, matrix.preparation
+    prepared = pool.buffer("prepared", n_rows * preparation.row_bytes)
+    scratch = pool.buffer("scratch", pool.n_threads * s.thread_bytes(kind))
+    frame = np.zeros(_TABLES + 2 * n_rows, np.int64)
+    at = address_of(frame)
+    tables = at + 8 * _TABLES, at + 8 * (_TABLES + n_rows)
+    chunk = chunk_rows(matrix.n_rows, 1, pool.n_threads)
+    n_chunks = -(-matrix.n_rows // chunk)
+    worth = n_rows * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
+    words = {
+        _PREPARE: preparation.words(0, 0, prepared, n_rows),
+        _PROJECT: [
+            matrix.at, at + 8 * _GROUP, n_chunks, chunk, matrix.n_rows, *tables, scratch, s.thread_bytes(kind),
+            s.sums_offset(kind), 0,
+        ],
+        _PHASES: [
+            preparation.function, at + 8 * _PREPARE, -(-n_rows // preparation.rows_a_unit),
+            n_rows * matrix.n_inputs >= WORTH_PREPARING,
+            job("project", _the_job), at + 8 * _PROJECT, n_chunks, worth,
+        ],
+        _GROUP: [0, 0, n_rows],
+    }  # fmt: skip
+    for place, values in words.items():
+        frame[place : place + len(values)] = values
+    frame[_TABLES : _TABLES + n_rows] = prepared + preparation.row_bytes * np.arange(n_rows)
+    if n_rows <= _MOST_REMEMBERED:
+        matrix.frames[n_rows] = (pool, pool.generation, frame)
+    return frame
+
+
+@njit
+def _launch(block, frame, x, x_stride, out, out_stride):
+    """Run the jobs of a frame; all but it are integers: the pool's block, addresses, strides in bytes."""
+    frame[_PREPARE + X], frame[_PREPARE + X_STRIDE] = x, x_stride
+    n_rows = frame[_GROUP + 2]
+    for row in range(n_rows):
+        frame[_TABLES + n_rows + row] = out + row * out_stride
+    run_phases(block, frame[_PROJECT + GROUPS] + 8 * (_PHASES - _GROUP), 2)
 
 
 def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """A stack of weight matrices as the kernels see it: addresses, strides and the layout that reads it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from coterie.arrays import bfloat16
 from coterie.backends.cpu import isa
 from coterie.backends.cpu.arithmetic import Arithmetic, arithmetic_for
 from coterie.backends.cpu.layout import Layout
-from coterie.backends.cpu.pool import address_of
+from coterie.backends.cpu.pool import Pool, address_of
 from coterie.backends.cpu.prepare import Preparation
 from coterie.formats import Format, Packed
 
@@ -23,7 +23,10 @@ _FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", bfloat16: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what addresses point to."""
+    """`words` is what jobs read (the places above), at address `at`; `owners` keep alive what addresses point to.
+
+    frames: what `linear` remembers of its calls, by the number of rows.
+    """
 
     layout: Layout
     words: np.ndarray
@@ -33,6 +36,7 @@ class Matrix:
     arithmetic: Arithmetic
     preparation: Preparation
     at: int
+    frames: dict[int, tuple[Pool, int, np.ndarray]] = field(default_factory=dict, init=False)
 
 
 def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:
