@@ -17,7 +17,7 @@ NAMES = ["qwen3_moe", "qwen3_moe_tied", "gemma4_text", "deepseek_v3"]
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request: pytest.FixtureRequest) -> tuple[str, Model, Trace]:
-    model = load(tiny.checkpoint(request.param, "4 bits g64"))
+    model = load(tiny.checkpoint(request.param, "4 bits g64"), precision="exact")
     return request.param, model, record(model, IDS)
 
 

@@ -13,7 +13,7 @@ NAMES = ["gemma4_per_layer", "gemma4_per_layer_experts", "gemma4", "deepseek_v3"
 
 
 def decoder(name: str) -> Decoder:
-    return load(tiny.checkpoint(name, "4 bits g64"))._decoder
+    return load(tiny.checkpoint(name, "4 bits g64"), precision="exact")._decoder
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,7 @@ HOT = 6.0
 
 @pytest.fixture(scope="module", params=["qwen3_moe", "gemma4"])
 def model(request: pytest.FixtureRequest) -> Model:
-    return load(tiny.checkpoint(request.param, "4 bits g64"))
+    return load(tiny.checkpoint(request.param, "4 bits g64"), precision="exact")
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,9 @@ class PackedExperts(nn.Module):  # type: ignore[misc]
     def forward(self, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
         """hidden_states [T, H]; top_k_index and top_k_weights [T, k]. Returns [T, H] in the dtype of hidden_states."""
         experts, routing = self._record(), Routing(top_k_index, top_k_weights, None)
-        return forward_only(lambda: moe(hidden_states, routing, experts), hidden_states, top_k_weights)
+        # Who computes in f32 wants f32.
+        precision = "exact" if hidden_states.dtype == torch.float32 else "default"
+        return forward_only(lambda: moe(hidden_states, routing, experts, precision), hidden_states, top_k_weights)
 
     def _record(self) -> Experts:
         projections = (self.gate_proj, self.up_proj, self.down_proj)
