@@ -34,7 +34,7 @@ class Layer:
     """What `moe` derives from an `Experts` record once.
 
     gate_up: address of the job. hidden_order: its words PLACES to SUMS_GROUP, for down weights that meet f32.
-    frames: what `launch` reads, by the shape of routing, with the pool and the generation of its buffers.
+    frames: what `launch` reads, by the shape of routing, with the generation of the pool's buffers.
     """
 
     gate: Matrix
@@ -45,7 +45,7 @@ class Layer:
     n_hidden: int
     gate_up: int
     hidden_order: tuple[int, int, int, int]
-    frames: dict[tuple[int, ...], tuple[Pool, int, np.ndarray]] = field(default_factory=dict)
+    frames: dict[tuple[int, ...], tuple[int, np.ndarray]] = field(default_factory=dict)
 
 
 @functools.cache
@@ -65,10 +65,11 @@ def _layer_of(experts: Any, precision: str) -> Layer:
     places, factors = _hidden_places(layout.key)
     order = (address_of(places), address_of(factors), layout.block, sums_group(layout))
     index = ISAS.index(layout.isa)
-    name = f"gate_up.{index}" if arithmetic is F32 else f"gate_up.{arithmetic.name}.{layout.key}"
+    key, group = (0, 0) if arithmetic is F32 else (layout.key, layout.group)
     return Layer(
         gate, up, down, ACTIVATION_INDEX[experts.activation], experts.n_experts, experts.intermediate,
-        job(name, lambda: jobs.make_gate_up(index, jobs.store_of(layout, arithmetic))), order,
+        job(f"gate_up.{index}.{arithmetic.bits}.{key}", lambda: jobs.make_gate_up(index, arithmetic.bits, key, group)),
+        order,
     )  # fmt: skip
 
 
@@ -97,13 +98,13 @@ def moe(x: np.ndarray, routing: Any, experts: Any, precision: str = "default") -
 def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     key = ids.shape
     held = layer.frames.get(key)
-    if held is None or held[0] is not pool or held[1] != pool.generation:
+    if held is None or held[0] != pool.generation:
         frame = make_frame(pool, layer, *key)
         if len(layer.frames) >= _MOST_FRAMES:
             layer.frames.clear()
-        held = layer.frames[key] = (pool, pool.generation, frame)
+        held = layer.frames[key] = (pool.generation, frame)
     if not launch(
-        pool.block, held[2], address_of(x), x.strides[0], address_of(ids), address_of(weights), address_of(out),
+        pool.block, held[1], address_of(x), x.strides[0], address_of(ids), address_of(weights), address_of(out),
         out.strides[0],
     ):  # fmt: skip
         out[...] = 0

@@ -103,8 +103,8 @@ def _frame(pool: Pool, matrix: Matrix, n_rows: int) -> np.ndarray:
     tens of microseconds each, and putting the words together in Python took as long.
     """
     held = matrix.frames.get(n_rows)
-    if held is not None and held[0] is pool and held[1] == pool.generation:
-        return held[2]
+    if held is not None and held[0] == pool.generation:
+        return held[1]
     kind, preparation = matrix.layout.isa, matrix.preparation
     prepared = pool.buffer("prepared", n_rows * preparation.row_bytes)
     scratch = pool.buffer("scratch", pool.n_threads * s.thread_bytes(kind))
@@ -131,7 +131,7 @@ def _frame(pool: Pool, matrix: Matrix, n_rows: int) -> np.ndarray:
         frame[place : place + len(values)] = values
     frame[_TABLES : _TABLES + n_rows] = prepared + preparation.row_bytes * np.arange(n_rows)
     if n_rows <= _MOST_REMEMBERED:
-        matrix.frames[n_rows] = (pool, pool.generation, frame)
+        matrix.frames[n_rows] = (pool.generation, frame)
     return frame
 
 

@@ -9,7 +9,7 @@ from coterie.arrays import bfloat16
 from coterie.backends.cpu import isa
 from coterie.backends.cpu.arithmetic import Arithmetic, arithmetic_for
 from coterie.backends.cpu.layout import Layout
-from coterie.backends.cpu.pool import Pool, address_of
+from coterie.backends.cpu.pool import address_of
 from coterie.backends.cpu.prepare import Preparation
 from coterie.formats import Format, Packed
 
@@ -36,7 +36,7 @@ class Matrix:
     arithmetic: Arithmetic
     preparation: Preparation
     at: int
-    frames: dict[int, tuple[Pool, int, np.ndarray]] = field(default_factory=dict, init=False)
+    frames: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False)
 
 
 def layout_of(fmt: Format, scale_dtype: np.dtype) -> Layout:

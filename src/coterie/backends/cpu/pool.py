@@ -11,6 +11,7 @@ helpers.
 """
 
 import atexit
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -160,10 +161,14 @@ def aligned(address: int) -> int:
     return -(-address // _LINE) * _LINE
 
 
+_generations = itertools.count()
+
+
 class Pool:
     """`n_threads - 1` helpers and the calling thread.
 
-    block: address of what they share. generation: rises when a buffer moves, so that addresses can be remembered.
+    block: address of what they share. generation: another number, in no other pool, whenever a buffer has moved, so
+    that addresses can be remembered.
     """
 
     def __init__(self, n_threads: int) -> None:
@@ -173,7 +178,7 @@ class Pool:
         self._memory[(self.block - address_of(self._memory)) // 8 + _THREADS] = n_threads
         # Whoever uses the buffers for several steps holds it from the first to the last.
         self.lock = threading.RLock()
-        self.generation = 0
+        self.generation = next(_generations)
         self._buffers: dict[str, tuple[int, int, np.ndarray]] = {}
         self._arguments = np.zeros(_ARGUMENT_WORDS, np.int64)
         self._arguments_at = address_of(self._arguments)
@@ -214,7 +219,7 @@ class Pool:
             capacity = n_bytes + n_bytes // 4
             memory = np.full(capacity + _LINE, 0xFF, np.uint8)
             held = self._buffers[name] = (capacity, aligned(address_of(memory)), memory)
-            self.generation += 1
+            self.generation = next(_generations)
         return held[1]
 
     def close(self) -> None:
