@@ -133,3 +133,14 @@ def test_without_a_place_for_the_cache_kernels_still_run() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[0. 1. 2.]"
     assert run.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
+def test_what_would_be_compiled_by_every_process_is_refused() -> None:
+    def bound_to(helper):  # type: ignore[no-untyped-def]
+        def work(arguments, unit, _thread):  # type: ignore[no-untyped-def]
+            helper(arguments[0], unit, 1)
+
+        return work
+
+    with pytest.raises(AssertionError, match="work"):
+        jit.compile_callback(JOB, bound_to(atomic_add))

@@ -9,20 +9,10 @@ from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
 from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS
 from coterie.backends.cpu.kernels.int16_dot import dot_rows_int16
-from coterie.backends.cpu.kernels.int16_round import prepared_bytes, round_to_int16
+from coterie.backends.cpu.kernels.int16_round import prepared_bytes
 from coterie.backends.cpu.kernels.int16_tile import multiply_int16_tile
 from coterie.backends.cpu.layout import Layout, from_key
-from coterie.backends.cpu.prepare import (
-    N_INPUTS,
-    N_ROWS,
-    PREPARED,
-    PREPARED_STRIDE,
-    ROWS_A_UNIT,
-    X_STRIDE,
-    Preparation,
-    X,
-    job,
-)
+from coterie.backends.cpu.prepare import Preparation, prepare_rounded
 
 AHEAD = 4096
 """How many bytes ahead of the codes in hand the next ones are asked for."""
@@ -43,21 +33,7 @@ def has_int16(layout: Layout) -> bool:
 
 def prepare_int16(layout: Layout, n_inputs: int) -> Preparation:
     """Activations as integers of 16 bits, a scale for each group."""
-    # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
-    key, group = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa).key, layout.group
-    function = job(f"int16_round.{key}", lambda: _make_round(key, group))
-    return Preparation(function, n_inputs, (), prepared_bytes(layout, n_inputs))
-
-
-def _make_round(key: int, group: int) -> Any:
-    def round_rows(a: Any, unit: int, _thread: int) -> None:
-        """Unit: some rows of activations."""
-        first = unit * a[ROWS_A_UNIT]
-        for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
-            x, prepared = a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE]
-            round_to_int16(key, x, prepared, a[N_INPUTS], 0, a[N_INPUTS] // group)
-
-    return round_rows
+    return prepare_rounded(16, layout, n_inputs, prepared_bytes(layout, n_inputs))
 
 
 @functools.cache

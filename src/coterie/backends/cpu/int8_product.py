@@ -10,20 +10,10 @@ from coterie.backends.cpu.isa import Isa
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.int8_few import FEW_TOKENS, multiply_int8_few
 from coterie.backends.cpu.kernels.int8_panel import fill_panel, record_bytes
-from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, prepared_bytes, round_groups
+from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, prepared_bytes
 from coterie.backends.cpu.kernels.int8_tile import ROW_VECTORS, multiply_int8_tile
 from coterie.backends.cpu.layout import Layout, from_key
-from coterie.backends.cpu.prepare import (
-    N_INPUTS,
-    N_ROWS,
-    PREPARED,
-    PREPARED_STRIDE,
-    ROWS_A_UNIT,
-    X_STRIDE,
-    Preparation,
-    X,
-    job,
-)
+from coterie.backends.cpu.prepare import Preparation, prepare_rounded
 
 PANEL_INPUTS = 1024
 """Least weights of each row in a panel, where the row has so many: with 32 rows, most of the first-level cache."""
@@ -46,20 +36,7 @@ def why_not(layout: Layout) -> str:
 
 def prepare_int8(layout: Layout, n_inputs: int) -> Preparation:
     """Activations as integers of 8 bits, a scale for each group."""
-    # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
-    key, group = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa).key, layout.group
-    function = job(f"int8_round.{key}", lambda: _make_round(key, group))
-    return Preparation(function, n_inputs, (), prepared_bytes(layout, n_inputs))
-
-
-def _make_round(key: int, group: int) -> Any:
-    def round_rows(a: Any, unit: int, _thread: int) -> None:
-        """Unit: some rows of activations."""
-        first = unit * a[ROWS_A_UNIT]
-        for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
-            round_groups(key, a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE], a[N_INPUTS] // group)
-
-    return round_rows
+    return prepare_rounded(8, layout, n_inputs, prepared_bytes(layout, n_inputs))
 
 
 @functools.cache

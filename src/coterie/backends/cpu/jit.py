@@ -72,7 +72,12 @@ def njit(function: Callable[..., Any], *, fastmath: set[str] | bool = False) -> 
 
 
 def compile_callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile `function` to a C callback, or load it from the disk cache; keep the result while `.address` is used."""
+    """Compile `function` to a C callback, or load it from the disk cache; keep the result while `.address` is used.
+
+    It may be bound to integers only. By what it is bound to it is found again in the cache, and a compiled function has
+    another name in every process: bound to one, it would be compiled by every process anew.
+    """
+    assert all(isinstance(cell.cell_contents, int) for cell in function.__closure__ or ()), function
     from numba.core.ccallback import CFunc
     from numba.core.sigutils import normalize_signature
 

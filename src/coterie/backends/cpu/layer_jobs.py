@@ -7,20 +7,16 @@ is a job of its own. Both add in the order of experts, so the result is the same
 
 from typing import Any
 
-import numba
 from numba import types
 
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu import scratch as s
-from coterie.backends.cpu.arithmetic import Arithmetic
 from coterie.backends.cpu.atoms import load_f32, load_i64, load_u32, store_f32, store_i64
 from coterie.backends.cpu.glu import GELU, gelu_row
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.kernels.activation import glu_vectors
 from coterie.backends.cpu.kernels.combine import add_scaled
-from coterie.backends.cpu.kernels.int8_round import FACTOR_BYTES, round_groups
-from coterie.backends.cpu.kernels.int16_round import round_to_int16
-from coterie.backends.cpu.layout import Layout
+from coterie.backends.cpu.kernels.rounding import round_activations
 
 # Words of gate and up.
 GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS = 0, 1, 2, 3, 4, 5, 6
@@ -35,7 +31,11 @@ SUM_COLUMNS = 512
 """Columns of one token in a unit of the sum."""
 
 
-def make_gate_up(isa_index: int, store: Any) -> Any:
+def make_gate_up(isa_index: int, bits: int, key: int, weights_a_scale: int) -> Any:
+    """The job for down weights that meet activations of so many bits; `key` and `weights_a_scale` are their layout's,
+    and 0 for 32 bits, where the words say how hidden values lie.
+    """
+
     def gate_up(a: Any, unit: int, thread: int) -> None:
         """Unit: one chunk of an expert's hidden values, for all tokens of its group."""
         group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
@@ -61,7 +61,13 @@ def make_gate_up(isa_index: int, store: Any) -> Any:
                     gelu_row(line, up_line, line, n_rows)
                 else:
                     glu_vectors(isa_index, a[ACTIVATION], line, up_line, line, n_rows)
-                store(a, line, row, n_rows, a[HIDDEN] + (begin + token) * a[HIDDEN_STRIDE])
+                hidden = a[HIDDEN] + (begin + token) * a[HIDDEN_STRIDE]
+                if bits == 32:
+                    _store_f32(a, line, row, n_rows, hidden)
+                else:
+                    # A unit of gate and up owns whole groups.
+                    start, count_rounded = row // weights_a_scale, n_rows // weights_a_scale
+                    round_activations(bits, key, line, hidden, a[N_HIDDEN], start, count_rounded)
 
     return gate_up
 
@@ -89,21 +95,6 @@ def _store_f32(a, line, row, n_rows, hidden):
             for place in range(index * group, index * group + group):
                 total += load_f32(line, place)
             store_f32(hidden, padded + row // group + index, total)
-
-
-def store_of(layout: Layout, arithmetic: Arithmetic) -> Any:
-    """How hidden values are stored as the down weights meet them: a unit of gate and up owns whole groups."""
-    key, group = layout.key, layout.group
-
-    def store_int16(a: Any, line: int, row: int, n_rows: int, hidden: int) -> None:
-        round_to_int16(key, line, hidden, a[N_HIDDEN], row // group, n_rows // group)
-
-    def store_int8(_a: Any, line: int, row: int, n_rows: int, hidden: int) -> None:
-        round_groups(key, line, hidden + row // group * (group + FACTOR_BYTES), n_rows // group)
-
-    if arithmetic.name == "f32":
-        return _store_f32
-    return numba.njit(store_int16 if arithmetic.name == "int16" else store_int8)
 
 
 def make_down(isa_index: int) -> Any:

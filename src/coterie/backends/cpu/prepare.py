@@ -9,6 +9,7 @@ from numba import types
 
 from coterie.backends.cpu.atoms import load_f32, load_u32, store_f32
 from coterie.backends.cpu.jit import compile_callback
+from coterie.backends.cpu.kernels.rounding import round_activations
 from coterie.backends.cpu.layout import Layout, activation_order
 from coterie.backends.cpu.pool import Phase, Pool, address_of
 
@@ -96,6 +97,25 @@ def prepare_f32(layout: Layout, n_inputs: int) -> Preparation:
     order, factor = activation_order(layout.key)
     own = (address_of(order), address_of(factor), layout.block, sums_group(layout))
     return Preparation(job("prepare", _the_job), n_inputs, own, row_bytes(layout, n_inputs))
+
+
+def prepare_rounded(bits: int, layout: Layout, n_inputs: int, row_bytes: int) -> Preparation:
+    """Activations as integers of 16 or 8 bits, a scale for each group."""
+    # All layouts whose activations are rounded alike share them: the scales' dtype makes no difference.
+    key, group = Layout(layout.kind, layout.bits, layout.group, "f32", layout.isa).key, layout.group
+    function = job(f"round.{bits}.{key}", lambda: _make_round(bits, key, group))
+    return Preparation(function, n_inputs, (), row_bytes)
+
+
+def _make_round(bits: int, key: int, group: int) -> Any:
+    def round_rows(a: Any, unit: int, _thread: int) -> None:
+        """Unit: some rows of activations."""
+        first = unit * a[ROWS_A_UNIT]
+        for row in range(first, min(first + a[ROWS_A_UNIT], a[N_ROWS])):
+            x, prepared = a[X] + row * a[X_STRIDE], a[PREPARED] + row * a[PREPARED_STRIDE]
+            round_activations(bits, key, x, prepared, a[N_INPUTS], 0, a[N_INPUTS] // group)
+
+    return round_rows
 
 
 def _the_job() -> Any:

@@ -12,12 +12,10 @@ leave, and the integers that it meets stand together. Two neighbouring lanes sha
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from coterie.backends.cpu.kernels.int8_panel import E2M1_OFFSET
 from coterie.backends.cpu.kernels.vector import F32, I16, I32, Vectors
-from coterie.backends.cpu.layout import Layout, from_key
+from coterie.backends.cpu.layout import Layout
 
 LARGEST = 32767
 SMALLEST_SCALED = 2.0**-100
@@ -41,37 +39,24 @@ def prepared_bytes(layout: Layout, n_inputs: int) -> int:
     return -(-(scales_offset(layout, n_inputs) + 8 * (n_inputs // layout.group)) // 64) * 64
 
 
-@intrinsic(prefer_literal=True)
-def round_to_int16(_context: Any, key: Any, x: Any, prepared: Any, n_inputs: Any, first: Any, n_groups: Any) -> Any:
-    """Round `n_groups` groups of activations, f32 at address x, to groups first ... of the prepared row of `n_inputs`
-    numbers at address `prepared`.
-
-    An infinity or NaN makes the scale of its group infinity or NaN.
-    """
-    layout = from_key(key.literal_value)
-
-    def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        x, prepared, n_inputs, first, n_groups = args[1:]
-        v = Vectors(builder, layout.isa)
-        blocks = builder.sdiv(builder.add(n_inputs, v.integer(layout.block - 1)), v.integer(layout.block))
-        scales = builder.add(prepared, builder.mul(blocks, v.integer(2 * layout.block)))
-        sums = builder.add(scales, builder.mul(builder.sdiv(n_inputs, v.integer(layout.group)), v.integer(4)))
-        with v.loop(n_groups) as index:
-            group = builder.add(first, index)
-            source = builder.add(x, builder.mul(index, v.integer(4 * layout.group)))
-            integers, scale = _rounded(v, layout, source)
-            _store_integers(v, layout, integers, prepared, group)
-            offset = builder.mul(group, v.integer(4))
-            v.store(scale, builder.add(scales, offset))
-            total = v.call(f"llvm.vector.reduce.add.v{layout.group}i32", I32, [integers])
-            if layout.kind == "affine":
-                total = builder.fmul(builder.sitofp(total, F32), scale)
-            else:
-                total = builder.mul(total, ir.Constant(I32, -E2M1_OFFSET))
-            v.store(total, builder.add(sums, offset))
-        return context.get_dummy_value()
-
-    return types.void(key, *[types.int64] * 5), codegen
+def emit_groups(v: Vectors, layout: Layout, x: Any, prepared: Any, n_inputs: Any, first: Any, n_groups: Any) -> None:
+    """Emit the rounding to 16 bits that `round_activations` describes."""
+    b = v.builder
+    blocks = b.sdiv(b.add(n_inputs, v.integer(layout.block - 1)), v.integer(layout.block))
+    scales = b.add(prepared, b.mul(blocks, v.integer(2 * layout.block)))
+    sums = b.add(scales, b.mul(b.sdiv(n_inputs, v.integer(layout.group)), v.integer(4)))
+    with v.loop(n_groups) as index:
+        group = b.add(first, index)
+        integers, scale = _rounded(v, layout, b.add(x, b.mul(index, v.integer(4 * layout.group))))
+        _store_integers(v, layout, integers, prepared, group)
+        offset = b.mul(group, v.integer(4))
+        v.store(scale, b.add(scales, offset))
+        total = v.call(f"llvm.vector.reduce.add.v{layout.group}i32", I32, [integers])
+        if layout.kind == "affine":
+            total = b.fmul(b.sitofp(total, F32), scale)
+        else:
+            total = b.mul(total, ir.Constant(I32, -E2M1_OFFSET))
+        v.store(total, b.add(sums, offset))
 
 
 def _rounded(v: Vectors, layout: Layout, source: Any) -> tuple[Any, Any]:

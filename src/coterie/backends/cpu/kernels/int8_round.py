@@ -9,12 +9,10 @@ activations: nothing else is rounded to 8 bits.
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from coterie.backends.cpu.kernels.int8_panel import E2M1_OFFSET, quad_order
 from coterie.backends.cpu.kernels.vector import F32, I8, I32, Vectors
-from coterie.backends.cpu.layout import Layout, from_key
+from coterie.backends.cpu.layout import Layout
 
 LARGEST = 127
 FACTOR_BYTES = 8
@@ -30,23 +28,12 @@ def prepared_bytes(layout: Layout, n_inputs: int) -> int:
     return -(-(n_inputs // layout.group * (layout.group + FACTOR_BYTES)) // 64) * 64
 
 
-@intrinsic(prefer_literal=True)
-def round_groups(_context: Any, key: Any, x: Any, prepared: Any, n_groups: Any) -> Any:
-    """Write the records of `n_groups` groups of activations, f32 at address x, to address `prepared`.
-
-    An infinity or NaN makes the scale of its group infinity or NaN.
-    """
-    layout = from_key(key.literal_value)
-
-    def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        v = Vectors(builder, layout.isa)
-        with v.loop(args[3]) as group:
-            source = builder.add(args[1], builder.mul(group, v.integer(4 * layout.group)))
-            place = builder.add(args[2], builder.mul(group, v.integer(layout.group + FACTOR_BYTES)))
-            _round_group(v, layout, source, place)
-        return context.get_dummy_value()
-
-    return types.void(key, *[types.int64] * 3), codegen
+def emit_groups(v: Vectors, layout: Layout, x: Any, prepared: Any, _n_inputs: Any, first: Any, n_groups: Any) -> None:
+    """Emit the rounding to 8 bits that `round_activations` describes."""
+    b, record = v.builder, layout.group + FACTOR_BYTES
+    with v.loop(n_groups) as index:
+        source = b.add(x, b.mul(index, v.integer(4 * layout.group)))
+        _round_group(v, layout, source, b.add(prepared, b.mul(b.add(first, index), v.integer(record))))
 
 
 def _round_group(v: Vectors, layout: Layout, source: Any, place: Any) -> None:
