@@ -1,6 +1,6 @@
 """What the families check, refuse and translate alike."""
 
-from coterie.checkpoint import Fields
+from coterie.checkpoint import Fields, Stack
 from coterie.errors import UnsupportedError
 
 MAX_LAYERS = 1000
@@ -43,10 +43,36 @@ def check_heads(fields: Fields, n_heads: int, n_kv_heads: int, head_dim: int) ->
         raise fields.error("head_dim", f"an even head_dim, not {head_dim}")
 
 
-def check_top_k(fields: Fields, key: str, top_k: int, n_experts: int) -> None:
-    """A token cannot go to more experts than there are."""
+def heads_of(fields: Fields, *, kv_heads_optional: bool = False) -> tuple[int, int, int]:
+    """Query heads, key-value heads (as many, where the key may be absent and is) and head_dim (absent: equal shares of
+    the hidden size) of grouped-query attention, checked.
+    """
+    n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
+    if kv_heads_optional:
+        n_kv_heads = fields.integer("num_key_value_heads", high=MAX_HEADS, default=n_heads)
+    else:
+        n_kv_heads = size(fields, "num_key_value_heads", high=MAX_HEADS)
+    head_dim = fields.integer("head_dim", high=MAX_HEADS, default=size(fields, "hidden_size") // n_heads)
+    check_heads(fields, n_heads, n_kv_heads, head_dim)
+    return n_heads, n_kv_heads, head_dim
+
+
+def top_k_of(fields: Fields, n_experts: int, *keys: str) -> int:
+    """Experts a token, from the first of `keys` ("num_experts_per_tok"), of which there cannot be more than experts."""
+    keys = keys or ("num_experts_per_tok",)
+    top_k = size(fields, *keys, high=MAX_EXPERTS)
     if top_k > n_experts:
-        raise fields.error(key, f"at most the number of experts, {n_experts}")
+        raise fields.error(keys[0], f"at most the number of experts, {n_experts}")
+    return top_k
+
+
+def stacked_experts(n_experts: int) -> Stack:
+    """The published matrices of single experts, "mlp.experts.7.up_proj", to MLX's "mlp.switch_mlp.up_proj"."""
+    return Stack(
+        r"(model\.layers\.\d+\.mlp)\.experts\.(?P<index>\d+)\.(gate|up|down)_proj\.weight",
+        r"\1.switch_mlp.\3_proj.weight",
+        n_experts,
+    )
 
 
 def check_groups(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.checkpoint import Fields, HeadPart, Heads, NameMap, Stack
+from coterie.checkpoint import Fields, HeadPart, Heads, NameMap
 from coterie.checkpoint import rope as read_rope
 from coterie.models.architecture import Architecture, LatentAttention, LatentModules, Layer, Mlp, Moe, Rope, Router
 from coterie.models.common import (
@@ -16,10 +16,11 @@ from coterie.models.common import (
     MAX_LAYERS,
     activation_of,
     check_groups,
-    check_top_k,
     norm_eps_of,
     refuse_if_set,
     size,
+    stacked_experts,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope import yarn_magnitude
@@ -180,9 +181,7 @@ def _router_v3(fields: Fields) -> Router:
 
 
 def _top_k(fields: Fields) -> int:
-    top_k = size(fields, "num_experts_per_tok", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, _n_experts(fields))
-    return top_k
+    return top_k_of(fields, _n_experts(fields))
 
 
 def _groups(fields: Fields, *, smallest: int) -> tuple[int, int]:
@@ -204,13 +203,7 @@ def _name_map(config: Mapping[str, Any], heads: tuple[Heads, ...]) -> NameMap:
     return NameMap(
         drops=(r".*\.rotary_emb\..*", rf"model\.layers\.(?!({layers})\.)\d+\..*"),
         heads=heads,
-        stacks=(
-            Stack(
-                r"(model\.layers\.\d+\.mlp)\.experts\.(?P<index>\d+)\.(gate|up|down)_proj\.weight",
-                r"\1.switch_mlp.\3_proj.weight",
-                _n_experts(fields),
-            ),
-        ),
+        stacks=(stacked_experts(_n_experts(fields)),),
         unquantized=(r".*\.mlp\.gate",),
         keep_dtype=(r".*\.e_score_correction_bias",),
     )

@@ -30,10 +30,10 @@ from coterie.models.common import (
     MAX_SIZE,
     activation_of,
     check_heads,
-    check_top_k,
     norm_eps_of,
     refuse_if_set,
     size,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope import default_rope, proportional_rope
@@ -227,8 +227,7 @@ def _rope(fields: Fields, kind: str, head_dim: int) -> Rope:
 
 def _experts(fields: Fields) -> Moe:
     n_experts = size(fields, "num_experts", high=MAX_EXPERTS)
-    top_k = size(fields, "top_k_experts", high=MAX_EXPERTS)
-    check_top_k(fields, "top_k_experts", top_k, n_experts)
+    top_k = top_k_of(fields, n_experts, "top_k_experts")
     return Moe(
         n_experts=n_experts,
         width=size(fields, "moe_intermediate_size"),

@@ -6,18 +6,18 @@ The router scores by sigmoid and chooses with a bias that its weights do not hav
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.checkpoint import Fields, NameMap, Stack
+from coterie.checkpoint import Fields, NameMap
 from coterie.models.architecture import Architecture, Attention, AttentionModules, Layer, Mlp, Moe, Router
 from coterie.models.common import (
     MAX_EXPERTS,
-    MAX_HEADS,
     MAX_LAYERS,
     activation_of,
     check_groups,
-    check_heads,
-    check_top_k,
+    heads_of,
     norm_eps_of,
     size,
+    stacked_experts,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope_config import rope_of
@@ -63,10 +63,7 @@ def _layers(fields: Fields) -> tuple[Layer, ...]:
 
 
 def _attention(fields: Fields) -> Attention:
-    n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
-    n_kv_heads = size(fields, "num_key_value_heads", high=MAX_HEADS)
-    head_dim = fields.integer("head_dim", high=MAX_HEADS, default=size(fields, "hidden_size") // n_heads)
-    check_heads(fields, n_heads, n_kv_heads, head_dim)
+    n_heads, n_kv_heads, head_dim = heads_of(fields)
     if "partial_rotary_factor" not in fields and "rope_parameters" not in fields:
         raise fields.error("partial_rotary_factor", "the share of a head that turns", code="config_missing")
     modules = AttentionModules()
@@ -85,8 +82,7 @@ def _attention(fields: Fields) -> Attention:
 
 def _experts(fields: Fields) -> Moe:
     n_experts = _n_experts(fields)
-    top_k = size(fields, "num_experts_per_tok", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
+    top_k = top_k_of(fields, n_experts)
     n_groups, top_groups = size(fields, "n_group", high=MAX_EXPERTS), size(fields, "topk_group", high=MAX_EXPERTS)
     check_groups(fields, n_experts, top_k, n_groups, top_groups, smallest=2)
     return Moe(
@@ -122,13 +118,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
     further = "|".join(str(n_layers + i) for i in range(n_further))
     return NameMap(
         drops=(r".*\.rotary_emb\..*", rf"model\.layers\.(?:{further})\..*") if further else (r".*\.rotary_emb\..*",),
-        stacks=(
-            Stack(
-                r"(model\.layers\.\d+\.mlp)\.experts\.(?P<index>\d+)\.(gate|up|down)_proj\.weight",
-                r"\1.switch_mlp.\3_proj.weight",
-                _n_experts(fields),
-            ),
-        ),
+        stacks=(stacked_experts(_n_experts(fields)),),
         unquantized=(r".*\.mlp\.gate",),
         keep_dtype=(r".*\.e_score_correction_bias",),
     )

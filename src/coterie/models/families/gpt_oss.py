@@ -15,9 +15,9 @@ from coterie.models.common import (
     MAX_LAYERS,
     MAX_SIZE,
     check_heads,
-    check_top_k,
     norm_eps_of,
     size,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope_config import rope_of
@@ -90,8 +90,7 @@ def _check_original_length(fields: Fields) -> None:
 
 def _experts(fields: Fields) -> Moe:
     n_experts = size(fields, "num_local_experts", "num_experts", high=MAX_EXPERTS)
-    top_k = size(fields, "num_experts_per_tok", "experts_per_token", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
+    top_k = top_k_of(fields, n_experts, "num_experts_per_tok", "experts_per_token")
     return Moe(
         n_experts=n_experts,
         width=size(fields, "intermediate_size"),

@@ -7,14 +7,13 @@ from coterie.checkpoint import Fields, NameMap, Rename, Stack
 from coterie.models.architecture import Architecture, Attention, AttentionModules, Layer, Moe, Router
 from coterie.models.common import (
     MAX_EXPERTS,
-    MAX_HEADS,
     MAX_LAYERS,
     MAX_SIZE,
     activation_of,
-    check_heads,
-    check_top_k,
+    heads_of,
     norm_eps_of,
     size,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope_config import rope_of
@@ -40,10 +39,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def _attention(fields: Fields) -> Attention:
-    n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
-    n_kv_heads = size(fields, "num_key_value_heads", high=MAX_HEADS)
-    head_dim = fields.integer("head_dim", high=MAX_HEADS, default=size(fields, "hidden_size") // n_heads)
-    check_heads(fields, n_heads, n_kv_heads, head_dim)
+    n_heads, n_kv_heads, head_dim = heads_of(fields)
     return Attention(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -57,8 +53,7 @@ def _attention(fields: Fields) -> Attention:
 
 def _experts(fields: Fields) -> Moe:
     n_experts = _n_experts(fields)
-    top_k = size(fields, "num_experts_per_tok", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
+    top_k = top_k_of(fields, n_experts)
     return Moe(
         n_experts=n_experts,
         width=size(fields, "intermediate_size"),

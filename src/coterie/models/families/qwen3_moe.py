@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.checkpoint import Fields, LayerFormat, NameMap, Stack
+from coterie.checkpoint import Fields, LayerFormat, NameMap
 from coterie.models.architecture import Architecture, Attention, Layer, Mlp, Moe, Router
 from coterie.models.common import (
     MAX_EXPERTS,
-    MAX_HEADS,
     MAX_LAYERS,
     activation_of,
-    check_heads,
-    check_top_k,
+    heads_of,
     norm_eps_of,
     refuse_if_set,
     size,
+    stacked_experts,
+    top_k_of,
 )
 from coterie.models.family import Family
 from coterie.models.rope_config import rope_of
@@ -59,10 +59,7 @@ def _layer(fields: Fields, attention: Attention, *, routed: bool) -> Layer:
 
 
 def _attention(fields: Fields) -> Attention:
-    n_heads = size(fields, "num_attention_heads", high=MAX_HEADS)
-    n_kv_heads = size(fields, "num_key_value_heads", high=MAX_HEADS)
-    head_dim = fields.integer("head_dim", high=MAX_HEADS, default=size(fields, "hidden_size") // n_heads)
-    check_heads(fields, n_heads, n_kv_heads, head_dim)
+    n_heads, n_kv_heads, head_dim = heads_of(fields)
     return Attention(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -74,8 +71,7 @@ def _attention(fields: Fields) -> Attention:
 
 def _experts(fields: Fields) -> Moe:
     n_experts = _n_experts(fields)
-    top_k = size(fields, "num_experts_per_tok", high=MAX_EXPERTS)
-    check_top_k(fields, "num_experts_per_tok", top_k, n_experts)
+    top_k = top_k_of(fields, n_experts)
     return Moe(
         n_experts=n_experts,
         width=size(fields, "moe_intermediate_size"),
@@ -95,13 +91,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap:
     """Published names to MLX's: the experts' matrices of a layer stacked."""
     return NameMap(
         drops=(r".*\.rotary_emb\..*",),
-        stacks=(
-            Stack(
-                r"(model\.layers\.\d+\.mlp)\.experts\.(?P<index>\d+)\.(gate|up|down)_proj\.weight",
-                r"\1.switch_mlp.\3_proj.weight",
-                _n_experts(Fields(config)),
-            ),
-        ),
+        stacks=(stacked_experts(_n_experts(Fields(config))),),
         overrides=(LayerFormat(r".*\.mlp\.gate", bits=8, group_size=64),),
     )
 
