@@ -8,13 +8,27 @@ import pytest
 
 
 @pytest.fixture
-def open_files() -> Callable[[], int]:
-    """Counts the files and maps of safetensors that this process holds (always 0 where the system does not tell)."""
+def open_files(tmp_path: Path) -> Callable[[], int]:
+    """Counts the files and maps below `tmp_path` that this process holds (always 0 where the system does not tell).
+
+    Whatever other tests left behind may be closed at any moment, so nothing else is counted.
+    """
 
     def count() -> int:
         maps = Path("/proc/self/maps")
         if not maps.exists():
             return 0
-        return len(os.listdir("/proc/self/fd")) + maps.read_text().count(".safetensors")
+        opened = [_target(fd) for fd in os.listdir("/proc/self/fd")]
+        return sum(target.startswith(f"{tmp_path}{os.sep}") for target in opened) + maps.read_text().count(
+            f" {tmp_path}{os.sep}"
+        )
 
     return count
+
+
+def _target(fd: str) -> str:
+    """What a descriptor stands for; "" for the one that the listing itself had open."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
