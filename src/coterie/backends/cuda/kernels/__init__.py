@@ -1,0 +1,1 @@
+"""What runs on the GPU: Triton functions, and nothing that launches them."""

@@ -1,0 +1,61 @@
+"""How kernels are launched: compiled, or interpreted on CPU tensors; on Hopper and newer before the previous one ends.
+
+A kernel that is launched early (programmatic dependent launch) may do before `wait_for_previous` only what depends on
+nothing that earlier kernels write: address arithmetic, fetching weights. Every program of every kernel must pass
+`wait_for_previous`, those without work too: only so does the end of a kernel mean the end of all kernels before it.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+"""Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 before the first import)."""
+
+_FIRST_WITH_EARLY_LAUNCH = (9, 0)
+
+
+@triton.jit
+def wait_for_previous(EARLY: tl.constexpr):
+    """Wait until the kernels before have ended and what they wrote can be read."""
+    if EARLY:
+        gdc_wait()
+
+
+@triton.jit
+def let_next_begin(EARLY: tl.constexpr):
+    """Let the next kernel begin once every program of this one has come here or ended."""
+    if EARLY:
+        gdc_launch_dependents()
+
+
+@functools.cache
+def _launches_early(device: torch.device) -> bool:
+    if INTERPRETED.value or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= _FIRST_WITH_EARLY_LAUNCH
+
+
+def early(tensor: torch.Tensor) -> dict[str, Any]:
+    """The arguments of a kernel that let it begin early where the device of `tensor` can: EARLY, and the launch's own.
+
+    The interpreter and other makers' GPUs know no such launch.
+    """
+    can = _launches_early(tensor.device)
+    return {"EARLY": True, "launch_pdl": True} if can else {"EARLY": False}
+
+
+@contextlib.contextmanager
+def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+    """Launch on the device of `tensor`, which need not be the current one."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        yield
+        return
+    with torch.cuda.device(tensor.device):
+        yield
