@@ -5,7 +5,7 @@ import pytest
 
 from coterie.backends.cpu import int16_product
 from coterie.backends.cpu import product as p
-from coterie.backends.cpu.linear import gathered
+from coterie.backends.cpu.gathered import gathered
 from coterie.backends.cpu.matrix import matrix_of
 from coterie.bench import switch
 from coterie.bench.shapes import FORMATS, Shape

@@ -35,6 +35,10 @@ class PlainBackend:
     def linear(self, x: np.ndarray, weight: Any, *, exact: bool = False) -> np.ndarray:  # noqa: ARG002
         return x @ self._f64(weight).T
 
+    def linears(self, x: np.ndarray, weights: Any, biases: Any, *, exact: bool = False) -> list[np.ndarray]:
+        products = [self.linear(x, weight, exact=exact) for weight in weights]
+        return [out if bias is None else out + bias for out, bias in zip(products, biases, strict=True)]
+
     def rms_norm(self, x: np.ndarray, weight: Any, eps: float) -> np.ndarray:
         scaled = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
         return scaled if weight is None else scaled * weight

@@ -17,7 +17,7 @@ import numpy as np
 from coterie.backends.cpu import int16_product, isa
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu.arithmetic import F32
-from coterie.backends.cpu.linear import gathered
+from coterie.backends.cpu.gathered import gathered
 from coterie.backends.cpu.matrix import PRODUCT, Matrix, matrix_of
 from coterie.backends.cpu.pool import address_of
 from coterie.bench.measure import Clock, Contest, Summary, run_rounds, summary, warm_up

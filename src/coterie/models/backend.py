@@ -39,6 +39,14 @@ class Backend(Protocol):
         """
         ...
 
+    def linears(
+        self, x: Array, weights: Sequence[Weight], biases: Sequence[Array | None], *, exact: bool = False
+    ) -> list[Array]:
+        """`linear` of the same x [T, K] with several weights [N, K], plus the bias f32 [N] of each that has one: a list
+        of f32 [T, N], each with the bits of `linear` and an addition.
+        """
+        ...
+
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight along the last axis; a weight of None is all ones."""
         ...

@@ -1,7 +1,6 @@
 """One decoder for every family: it reads an `Architecture`, holds the weights, and turns token ids into logits."""
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from coterie.models.architecture import (
 from coterie.models.backend import Backend, Cache
 from coterie.models.latent import LatentMatrices, latent_attention, matrices_of
 from coterie.models.observer import RoutingObserver
+from coterie.models.projections import products
 from coterie.models.rope import rotation_table
 from coterie.models.weights import bias_of, layer_prefix
 from coterie.moe import Experts
@@ -206,22 +206,22 @@ class Decoder:
             assert block.latent is not None
             parts = [(rows, start, cache.layers[index]) for rows, start, cache in current.parts]
             tables = current.tables[spec.rope]
-            # A latent passes a norm and two more products before it is a key or a value, and errors grow on the way.
-            linear = functools.partial(self._linear, exact=True)
-            mixed = latent_attention(self.backend, spec, weights, block.latent, linear, x, tables, parts)
+            mixed = latent_attention(self.backend, spec, weights, block.latent, x, tables, parts)
         else:
             mixed = self._grouped_attention(spec, weights, x, index, current)
-        output = self._linear(mixed, weights, spec.modules.output, bias=spec.output_bias)
+        output = products(self.backend, mixed, weights, {spec.modules.output: spec.output_bias})[0]
         return self._norm(output, weights, spec.modules.after)
 
     def _grouped_attention(
         self, spec: Attention, weights: Mapping[str, Any], x: Array, index: int, current: _Pass
     ) -> Array:
         backend, modules, rope = self.backend, spec.modules, spec.rope
-        projected = self._linear(x, weights, modules.query, bias=spec.input_bias)
-        queries = self._heads(spec, weights, projected, modules.query_norm)
+        shared = spec.shares is not None
+        wanted = [modules.query, *(() if shared else (modules.key, modules.value))]
+        projected = products(backend, x, weights, {path: spec.input_bias for path in wanted if path is not None})
+        queries = self._heads(spec, weights, projected[0], modules.query_norm)
         queries = backend.rotary(queries, *current.tables[rope], rope.interleaved)
-        new = None if spec.shares is not None else self._keys_and_values(spec, weights, x, current)
+        new = None if shared else self._keys_and_values(spec, weights, projected[1], projected[-1], current)
         sinks = None if modules.sinks is None else weights[modules.sinks]
         parts = []
         for rows, start, cache in current.parts:
@@ -231,17 +231,14 @@ class Decoder:
         return backend.join(parts).reshape(-1, spec.n_heads * spec.head_dim)
 
     def _keys_and_values(
-        self, spec: Attention, weights: Mapping[str, Any], x: Array, current: _Pass
+        self, spec: Attention, weights: Mapping[str, Any], keys: Array, values: Array, current: _Pass
     ) -> tuple[Array, Array]:
-        backend, modules = self.backend, spec.modules
-        projected = self._linear(x, weights, modules.key, bias=spec.input_bias)
-        values = projected
-        if modules.value is not None:
-            values = self._linear(x, weights, modules.value, bias=spec.input_bias)
+        """From projections [T, heads * head_dim] to what the cache stores; they are one where keys serve as values."""
+        backend = self.backend
         values = values.reshape(-1, spec.n_kv_heads, spec.head_dim)
         if spec.normalize_values:
             values = backend.rms_norm(values, None, self.architecture.norm_eps)
-        keys = self._heads(spec, weights, projected, modules.key_norm)
+        keys = self._heads(spec, weights, keys, spec.modules.key_norm)
         keys = backend.rotary(keys, *current.tables[spec.rope], spec.rope.interleaved)
         return keys, values if spec.clip is None else backend.clip(values, spec.clip)
 
@@ -255,7 +252,7 @@ class Decoder:
 
     def _mlp(self, spec: Mlp, weights: Mapping[str, Any], x: Array) -> Array:
         backend = self.backend
-        gate, up = backend.linear(x, weights[spec.gate]), backend.linear(x, weights[spec.up])
+        gate, up = backend.linears(x, (weights[spec.gate], weights[spec.up]), (None, None))
         activated = backend.glu(gate, up, self.architecture.activation)
         return self._norm(backend.linear(activated, weights[spec.down]), weights, spec.after)
 
@@ -264,15 +261,11 @@ class Decoder:
         backend, router, routed = self.backend, spec.router, block.routed
         seen = x if routed.router_norm is None else backend.rms_norm(h, routed.router_norm, self.architecture.norm_eps)
         # An error here does not only shift a result, it may choose another expert.
-        logits = self._linear(seen, block.weights, router.module, bias=router.bias, exact=True)
+        logits = products(backend, seen, block.weights, {router.module: router.bias}, exact=True)[0]
         routing = backend.route(logits, routed.spec)
         if observer is not None:
             routing = observer.routed(index, logits, routed.spec, routing)
         return self._norm(backend.moe(x, routing, routed.experts), block.weights, spec.after)
-
-    def _linear(self, x: Array, weights: Mapping[str, Any], module: str, *, bias: bool, exact: bool = False) -> Array:
-        product = self.backend.linear(x, weights[module], exact=exact)
-        return product + weights[bias_of(module)] if bias else product
 
     def _norm(self, x: Array, weights: Mapping[str, Any], path: str | None) -> Array:
         return x if path is None else self.backend.rms_norm(x, weights[path], self.architecture.norm_eps)

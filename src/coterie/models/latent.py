@@ -1,6 +1,6 @@
 """Multi-head latent attention (DeepSeek-V2, 2024) for the decoder: what is projected, cached and mixed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,7 @@ from coterie.arrays import Array
 from coterie.formats import Packed
 from coterie.models.architecture import LatentAttention
 from coterie.models.backend import Backend, LayerCache, Weight
-
-Linear = Callable[..., Array]
-"""linear(x, weights, path, bias=...): the product of the module at `path`."""
+from coterie.models.projections import products
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +25,18 @@ def latent_attention(
     spec: LatentAttention,
     weights: Mapping[str, Any],
     matrices: LatentMatrices,
-    linear: Linear,
     x: Array,
     tables: tuple[Array, Array],
     parts: Sequence[tuple[slice, int, LayerCache]],
 ) -> Array:
     """Mixed values [T, n_heads * value_dim] of rows x; each of `parts`, (rows, start, store), joins its store."""
     rank, plain, interleaved = spec.rank, spec.plain_dim, spec.rope.interleaved
-    queries = _queries(backend, spec, weights, linear, x)
+    query_path = spec.modules.query if spec.query_rank is None else spec.modules.query_down
+    # A latent passes a norm and two more products before it is a key or a value, and errors grow on the way.
+    modules = {query_path: spec.bias and spec.query_rank is not None, spec.modules.down: spec.bias}
+    query, down = products(backend, x, weights, modules, exact=True)
+    queries = _queries(backend, spec, weights, query)
     turned = backend.rotary(queries[:, :, plain:], *tables, interleaved)
-    down = linear(x, weights, spec.modules.down, bias=spec.bias)
     latents = backend.rms_norm(down[:, :rank], weights[spec.modules.norm], spec.norm_eps).reshape(-1, 1, rank)
     keys = backend.rotary(down[:, rank:].reshape(-1, 1, spec.turned_dim), *tables, interleaved)
     mixed = []
@@ -57,14 +57,12 @@ def latent_attention(
     return backend.join(mixed).reshape(-1, spec.n_heads * spec.value_dim)
 
 
-def _queries(backend: Backend, spec: LatentAttention, weights: Mapping[str, Any], linear: Linear, x: Array) -> Array:
-    modules = spec.modules
-    if spec.query_rank is None:
-        queries = linear(x, weights, modules.query, bias=False)
-    else:
-        down = linear(x, weights, modules.query_down, bias=spec.bias)
-        normed = backend.rms_norm(down, weights[modules.query_norm], spec.norm_eps)
-        queries = linear(normed, weights, modules.query_up, bias=False)
+def _queries(backend: Backend, spec: LatentAttention, weights: Mapping[str, Any], query: Array) -> Array:
+    """Queries of all heads from what the rows were projected to first: themselves, or a latent of theirs."""
+    queries = query
+    if spec.query_rank is not None:
+        normed = backend.rms_norm(query, weights[spec.modules.query_norm], spec.norm_eps)
+        queries = backend.linear(normed, weights[spec.modules.query_up], exact=True)
     return queries.reshape(-1, spec.n_heads, spec.plain_dim + spec.turned_dim)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from coterie.backends.cpu.atoms import call_product, load_f32, load_i64, load_u32, store_f32, store_i64
+from coterie.backends.cpu.gathered import group_rows
 from coterie.backends.cpu.jit import compile_callback
 from coterie.backends.cpu.kernels.gemm import unpack_blocks
 from coterie.backends.cpu.layout import activation_order, from_key
-from coterie.backends.cpu.linear import group_rows
 from coterie.backends.cpu.matrix import (
     BIASES,
     CODES,

@@ -13,10 +13,10 @@ import numpy as np
 from coterie.backends.cpu import layer_jobs as j
 from coterie.backends.cpu import prepare
 from coterie.backends.cpu import scratch as s
+from coterie.backends.cpu.gathered import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.layer_groups import inputs_of, places_of, plan, rows_of
-from coterie.backends.cpu.linear import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.pool import Pool, address_of, run_phases
 from coterie.backends.cpu.prepare import Preparation, job
 from coterie.backends.cpu.product import MAX_ROWS

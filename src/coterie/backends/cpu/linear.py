@@ -1,5 +1,11 @@
-"""Products with packed or plain matrices: rows of activations, each with the matrix that it meets."""
+"""Products of the same rows of activations with one matrix or several, in one launch of the pool.
 
+The rows of all matrices are one list of units, so that short matrices do not wait for each other; activations are made
+ready once for all matrices that take them alike. What each matrix gives has the bits that it has in a call of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -7,166 +13,169 @@ import numpy as np
 from coterie.backends.cpu import product as p
 from coterie.backends.cpu import scratch as s
 from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32
+from coterie.backends.cpu.gathered import MAX_PREPARED, WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.matrix import Matrix
 from coterie.backends.cpu.pool import Pool, address_of, get_pool, run_phases
 from coterie.backends.cpu.prepare import WORTH_WAKING as WORTH_PREPARING
 from coterie.backends.cpu.prepare import X_STRIDE, X, job
 
-MATRIX, GROUPS, N_CHUNKS, CHUNK, N_ROWS, INPUTS, OUTPUTS, SCRATCH, SCRATCH_STRIDE, SUMS, LAST_GROUP = range(11)
-
-WORTH_WAKING = 1 << 18
-"""Products from which a second thread gains more than it costs to wake: some five microseconds of work."""
-
 _MOST_REMEMBERED = 8
 """Frames of so many rows at most are remembered."""
 
-_MAX_PREPARED = 256 << 20
-"""Bytes of prepared activations at a time; longer inputs go through in parts."""
+# A frame: words that all share, among them those of the job `_project`, then the words of the preparations, of the
+# matrices, of the phases, and the tables of prepared rows, one a preparation.
+PARTS, N_PARTS, N_ROWS, CHUNK, SCRATCH, SCRATCH_STRIDE, SUMS, PHASES, PREPARATIONS, N_PREPARATIONS = range(10)
+_HEAD, _PREPARATION_WORDS, _PHASE_WORDS = 16, 16, 4
+
+# Words of a matrix in a frame. COLUMN: the columns of the matrices before it. ADDED: f32 [N] or 0.
+FIRST_UNIT, MATRIX, N_COLUMNS, COLUMN, INPUTS, ADDED, OUT = range(7)
+_PART_WORDS = 8
 
 
-def _project(a: Any, unit: int, thread: int) -> None:
-    """Unit: one chunk of the matrix's rows for one group. Groups are (expert, first place, count); INPUTS and OUTPUTS
-    hold an address for each place.
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrices:
+    """Matrices [N, K] of one K that the same rows meet, and f32 [N] to add to what each gives, or None.
+
+    frames: what is remembered of calls, by the number of rows, with the generation of the pool's buffers.
     """
-    group, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
-    expert, first, count = s.group_at(a[GROUPS], group)
-    row = chunk * a[CHUNK]
-    n_rows = min(a[CHUNK], a[N_ROWS] - row)
-    scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
-    tile = scratch + s.TILE
-    following = unit + 1
-    following_expert = load_i64(a[GROUPS], 3 * min(following // a[N_CHUNKS], a[LAST_GROUP]))
-    s.expect(scratch, a[MATRIX], following_expert, following % a[N_CHUNKS] * a[CHUNK])
-    for begin in range(first, first + count, p.MAX_TOKENS):
-        n_tokens = min(p.MAX_TOKENS, first + count - begin)
-        s.multiply(scratch, scratch + a[SUMS], a[MATRIX], expert, row, n_rows, a[INPUTS] + 8 * begin, n_tokens, tile)
-        for token in range(n_tokens):
-            out = load_i64(a[OUTPUTS], begin + token) + 4 * row
-            line = tile + 4 * p.MAX_ROWS * token
-            for index in range(n_rows):
-                store_f32(out, index, load_f32(line, index))
 
+    all: tuple[Matrix, ...]
+    added: tuple[np.ndarray | None, ...]
+    frames: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
 
-@njit
-def chunk_rows(n_rows, n_groups, n_threads):
-    """Rows in a unit: small enough that every thread has several units, large enough that panels pay."""
-    wanted = n_rows * n_groups // (8 * n_threads)
-    return max(16, min(p.MAX_ROWS, wanted // 16 * 16))
-
-
-def _run(
-    pool: Pool, matrix: Matrix, x: np.ndarray, n_pairs: int, groups: int, n_groups: int, tables: tuple[int, int]
-) -> None:
-    """Prepare x and multiply: `tables` are the addresses of INPUTS (into the buffer "prepared") and of OUTPUTS."""
-    chunk = chunk_rows(matrix.n_rows, n_groups, pool.n_threads)
-    n_chunks = -(-matrix.n_rows // chunk)
-    kind = matrix.layout.isa
-    scratch_stride = s.thread_bytes(kind)
-    scratch = pool.buffer("scratch", pool.n_threads * scratch_stride)
-    words = [
-        matrix.at, groups, n_chunks, chunk, matrix.n_rows, *tables, scratch, scratch_stride, s.sums_offset(kind),
-        n_groups - 1,
-    ]  # fmt: skip
-    arguments = pool.place(words)
-    worth = n_pairs * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
-    prepare = matrix.preparation.phase(pool, x, pool.buffer("prepared", 0))
-    pool.run(prepare, (job("project", _the_job), arguments, n_groups * n_chunks, worth))
-
-
-def _the_job() -> Any:
-    return _project
-
-
-# Words of a frame: those of the two jobs, the jobs themselves, the one group, and the tables of INPUTS and OUTPUTS.
-_PREPARE, _PROJECT, _PHASES, _GROUP, _TABLES = 0, 16, 32, 40, 48
+    @property
+    def n_columns(self) -> int:
+        """Columns of all products together."""
+        return sum(matrix.n_rows for matrix in self.all)
 
 
 def linear(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     """x [R, K] times one matrix [N, K]; f32 [R, N]."""
+    return linears(x, Matrices((matrix,), (None,), matrix.frames))[0]
+
+
+def linears(x: np.ndarray, matrices: Matrices) -> list[np.ndarray]:
+    """x [R, K] times each of the matrices [N, K], plus what is to be added; f32 [R, N] each."""
     rows = np.ascontiguousarray(x, np.float32)
-    out = np.empty((len(rows), matrix.n_rows), np.float32)
-    pool = get_pool()
-    step = max(1, _MAX_PREPARED // matrix.preparation.row_bytes)
+    n_rows = len(rows)
+    out = np.empty(n_rows * matrices.n_columns, np.float32)
+    out_at, x_at, pool = address_of(out), address_of(rows), get_pool()
+    # Whole calls of a product, so that the kernel that a row meets does not depend on where parts begin.
+    step = max(1, MAX_PREPARED // (p.MAX_TOKENS * sum(matrix.preparation.row_bytes for matrix in matrices.all)))
+    step *= p.MAX_TOKENS
     with pool.lock:
-        for begin in range(0, len(rows), step):
-            part = rows[begin : begin + step]
-            out_at = address_of(out) + begin * out.strides[0]
-            _launch(
-                pool.block, _frame(pool, matrix, len(part)), address_of(part), part.strides[0], out_at, 4 * out.shape[1]
-            )
-    return out
+        for begin in range(0, n_rows, step):
+            frame = _frame(pool, matrices, min(step, n_rows - begin))
+            _launch(pool.block, frame, x_at + begin * rows.strides[0], rows.strides[0], out_at, begin, n_rows)
+    products, begin = [], 0
+    for matrix in matrices.all:
+        end = begin + n_rows * matrix.n_rows
+        products.append(out[begin:end].reshape(n_rows, matrix.n_rows))
+        begin = end
+    return products
 
 
-def _frame(pool: Pool, matrix: Matrix, n_rows: int) -> np.ndarray:
+def _frame(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
     """What stays the same from call to call with so many rows, remembered for few of them: a token's matrices take some
     tens of microseconds each, and putting the words together in Python took as long.
     """
-    held = matrix.frames.get(n_rows)
+    held = matrices.frames.get(n_rows)
     if held is not None and held[0] == pool.generation:
         return held[1]
-    kind, preparation = matrix.layout.isa, matrix.preparation
-    prepared = pool.buffer("prepared", n_rows * preparation.row_bytes)
-    scratch = pool.buffer("scratch", pool.n_threads * s.thread_bytes(kind))
-    frame = np.zeros(_TABLES + 2 * n_rows, np.int64)
-    at = address_of(frame)
-    tables = at + 8 * _TABLES, at + 8 * (_TABLES + n_rows)
-    chunk = chunk_rows(matrix.n_rows, 1, pool.n_threads)
-    n_chunks = -(-matrix.n_rows // chunk)
-    worth = n_rows * matrix.n_rows * matrix.n_inputs >= WORTH_WAKING
-    words = {
-        _PREPARE: preparation.words(0, 0, prepared, n_rows),
-        _PROJECT: [
-            matrix.at, at + 8 * _GROUP, n_chunks, chunk, matrix.n_rows, *tables, scratch, s.thread_bytes(kind),
-            s.sums_offset(kind), 0,
-        ],
-        _PHASES: [
-            preparation.function, at + 8 * _PREPARE, -(-n_rows // preparation.rows_a_unit),
-            n_rows * matrix.n_inputs >= WORTH_PREPARING,
-            job("project", _the_job), at + 8 * _PROJECT, n_chunks, worth,
-        ],
-        _GROUP: [0, 0, n_rows],
-    }  # fmt: skip
-    for place, values in words.items():
-        frame[place : place + len(values)] = values
-    frame[_TABLES : _TABLES + n_rows] = prepared + preparation.row_bytes * np.arange(n_rows)
+    frame = _make_frame(pool, matrices, n_rows)
     if n_rows <= _MOST_REMEMBERED:
-        matrix.frames[n_rows] = (pool.generation, frame)
+        matrices.frames[n_rows] = (pool.generation, frame)
     return frame
 
 
+def _make_frame(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
+    preparations = list(dict.fromkeys(matrix.preparation for matrix in matrices.all))
+    kind, n_inputs = matrices.all[0].layout.isa, matrices.all[0].n_inputs
+    scratch = pool.buffer("scratch", pool.n_threads * s.thread_bytes(kind))
+    n_parts, n_preparations = len(matrices.all), len(preparations)
+    parts_at = _HEAD + _PREPARATION_WORDS * n_preparations
+    phases_at = parts_at + _PART_WORDS * n_parts
+    tables_at = phases_at + _PHASE_WORDS * (n_preparations + 1)
+    frame = np.zeros(tables_at + n_rows * n_preparations, np.int64)
+    at = address_of(frame)
+    chunk = chunk_rows(matrices.n_columns, 1, pool.n_threads)
+    tables, phases = {}, []
+    for index, preparation in enumerate(preparations):
+        prepared = pool.buffer(f"prepared {index}" if index else "prepared", n_rows * preparation.row_bytes)
+        table, words_at = tables_at + n_rows * index, _HEAD + _PREPARATION_WORDS * index
+        frame[table : table + n_rows] = prepared + preparation.row_bytes * np.arange(n_rows)
+        tables[preparation] = at + 8 * table
+        _put(frame, words_at, preparation.words(0, 0, prepared, n_rows))
+        worth = n_rows * n_inputs >= WORTH_PREPARING
+        phases += [preparation.function, at + 8 * words_at, -(-n_rows // preparation.rows_a_unit), worth]
+    unit, column = 0, 0
+    for index, (matrix, added) in enumerate(zip(matrices.all, matrices.added, strict=True)):
+        words = [
+            unit, matrix.at, matrix.n_rows, column, tables[matrix.preparation],
+            0 if added is None else address_of(added), 0,
+        ]  # fmt: skip
+        _put(frame, parts_at + _PART_WORDS * index, words)
+        unit, column = unit + -(-matrix.n_rows // chunk), column + matrix.n_rows
+    worth = n_rows * column * n_inputs >= WORTH_WAKING
+    _put(frame, phases_at, [*phases, job("project_parts", lambda: _project_parts), at, unit, worth])
+    _put(frame, 0, [
+        at + 8 * parts_at, n_parts, n_rows, chunk, scratch, s.thread_bytes(kind), s.sums_offset(kind),
+        at + 8 * phases_at, at + 8 * _HEAD, n_preparations,
+    ])  # fmt: skip
+    return frame
+
+
+def _put(frame: np.ndarray, place: int, words: Sequence[int]) -> None:
+    frame[place : place + len(words)] = words
+
+
 @njit
-def _launch(block, frame, x, x_stride, out, out_stride):
-    """Run the jobs of a frame; all but it are integers: the pool's block, addresses, strides in bytes."""
-    frame[_PREPARE + X], frame[_PREPARE + X_STRIDE] = x, x_stride
-    n_rows = frame[_GROUP + 2]
-    for row in range(n_rows):
-        frame[_TABLES + n_rows + row] = out + row * out_stride
-    run_phases(block, frame[_PROJECT + GROUPS] + 8 * (_PHASES - _GROUP), 2)
+def _launch(block, frame, x, x_stride, out, begin, n_rows):
+    """Run the jobs of a frame for its rows from `begin` on, of n_rows; all but it are integers: the pool's block,
+    addresses, strides in bytes. The products stand one behind the other at `out`.
+    """
+    for index in range(frame[N_PREPARATIONS]):
+        words = _HEAD + _PREPARATION_WORDS * index
+        frame[words + X], frame[words + X_STRIDE] = x, x_stride
+    parts = _HEAD + _PREPARATION_WORDS * frame[N_PREPARATIONS]
+    for index in range(frame[N_PARTS]):
+        part = parts + _PART_WORDS * index
+        frame[part + OUT] = out + 4 * (frame[part + COLUMN] * n_rows + begin * frame[part + N_COLUMNS])
+    run_phases(block, frame[PHASES], frame[N_PREPARATIONS] + 1)
 
 
-def group_rows(experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(order [R], groups int64 [G, 3]) of the experts [R] that rows want; experts without rows have no group."""
-    order = np.argsort(experts, kind="stable")
-    chosen, first, counts = np.unique(experts[order], return_index=True, return_counts=True)
-    return order, np.ascontiguousarray(np.stack([chosen, first, counts], 1), np.int64)
+@njit
+def _part_of(parts, n_parts, unit):
+    """The address of the words of the matrix that has this unit."""
+    index = n_parts - 1
+    while load_i64(parts, _PART_WORDS * index + FIRST_UNIT) > unit:
+        index -= 1
+    return parts + 8 * _PART_WORDS * index
 
 
-def gathered(x: np.ndarray, matrix: Matrix, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
-    """x [B, K][rows] times the stack's matrices [experts]: f32 [R, N]; rows and experts int64 [R]."""
-    out = np.empty((len(rows), matrix.n_rows), np.float32)
-    pool = get_pool()
-    step = max(1, _MAX_PREPARED // matrix.preparation.row_bytes)
-    with pool.lock:
-        for begin in range(0, len(rows), step):
-            part = slice(begin, begin + step)
-            order, groups = group_rows(experts[part])
-            # Only the rows of x that this part needs are prepared.
-            needed, local = np.unique(rows[part], return_inverse=True)
-            needed_x = np.ascontiguousarray(x if len(needed) == len(x) else x[needed], np.float32)
-            prepared = pool.buffer("prepared", len(needed) * matrix.preparation.row_bytes)
-            inputs = prepared + matrix.preparation.row_bytes * local[order].astype(np.int64)
-            outputs = address_of(out) + out.strides[0] * (begin + order.astype(np.int64))
-            tables = (address_of(inputs), address_of(outputs))
-            _run(pool, matrix, needed_x, len(order), address_of(groups), len(groups), tables)
-    return out
+def _project_parts(a: Any, unit: int, thread: int) -> None:
+    """Unit: one chunk of the rows of one matrix."""
+    part = _part_of(a[PARTS], a[N_PARTS], unit)
+    row = (unit - load_i64(part, FIRST_UNIT)) * a[CHUNK]
+    n_columns = load_i64(part, N_COLUMNS)
+    count = min(a[CHUNK], n_columns - row)
+    scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
+    tile = scratch + s.TILE
+    following = _part_of(a[PARTS], a[N_PARTS], unit + 1)
+    following_row = (unit + 1 - load_i64(following, FIRST_UNIT)) * a[CHUNK]
+    s.expect(scratch, load_i64(following, MATRIX), 0, following_row)
+    inputs, added = load_i64(part, INPUTS), load_i64(part, ADDED)
+    for begin in range(0, a[N_ROWS], p.MAX_TOKENS):
+        n_tokens = min(p.MAX_TOKENS, a[N_ROWS] - begin)
+        matrix = load_i64(part, MATRIX)
+        s.multiply(scratch, scratch + a[SUMS], matrix, 0, row, count, inputs + 8 * begin, n_tokens, tile)
+        for token in range(n_tokens):
+            out = load_i64(part, OUT) + 4 * ((begin + token) * n_columns + row)
+            line = tile + 4 * p.MAX_ROWS * token
+            if added == 0:
+                for index in range(count):
+                    store_f32(out, index, load_f32(line, index))
+            else:
+                for index in range(count):
+                    store_f32(out, index, load_f32(line, index) + load_f32(added, row + index))

@@ -1,9 +1,10 @@
-"""The verbs of matrix products: what `ops` asks for, sent along rows (`linear`) or along columns (`columns`)."""
+"""The verbs of matrix products: what `ops` asks for, along rows (`linear`, `gathered`) or `columns`."""
 
 import numpy as np
 
 from coterie.backends.cpu.columns import multiply_columns
-from coterie.backends.cpu.linear import gathered, linear
+from coterie.backends.cpu.gathered import gathered
+from coterie.backends.cpu.linear import linear
 from coterie.backends.cpu.matrix import matrix_for, matrix_of
 from coterie.formats import Packed
 

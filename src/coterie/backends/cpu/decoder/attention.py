@@ -18,6 +18,7 @@ from numba import types
 
 from coterie.backends.cpu import isa
 from coterie.backends.cpu.atoms import load_f32, store_f32
+from coterie.backends.cpu.gathered import WORTH_WAKING
 from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.kernels.attend import (
     DOT_ROWS,
@@ -30,7 +31,6 @@ from coterie.backends.cpu.kernels.attend import (
     tile_width,
     transpose_square,
 )
-from coterie.backends.cpu.linear import WORTH_WAKING
 from coterie.backends.cpu.pool import address_of, get_pool
 from coterie.backends.cpu.prepare import job
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from coterie.backends.cpu.columns import multiply_columns
 from coterie.backends.cpu.decoder.matrices import dense_part
-from coterie.backends.cpu.linear import gathered
+from coterie.backends.cpu.gathered import gathered
 from coterie.backends.cpu.matrix import matrix_for
 from coterie.formats import Packed
 

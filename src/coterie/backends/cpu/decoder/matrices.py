@@ -6,11 +6,18 @@ from typing import Any
 import numpy as np
 
 from coterie.arrays import bfloat16
+from coterie.backends.cpu import isa
 from coterie.backends.cpu.jit import njit
-from coterie.backends.cpu.linear import linear as product
+from coterie.backends.cpu.linear import Matrices
+from coterie.backends.cpu.linear import linears as products
 from coterie.backends.cpu.matrix import matrix_for
 from coterie.formats import Packed
 from coterie.formats.codec import dequantize
+
+Weight = Packed | np.ndarray
+
+_MOST_REMEMBERED = 16
+"""Sets of matrices that begin with the same one; a decoder has one or two."""
 
 
 def adopt(weights: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -18,17 +25,47 @@ def adopt(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def linear(x: np.ndarray, weight: Packed | np.ndarray, precision: str) -> np.ndarray:
+def linear(x: np.ndarray, weight: Weight, precision: str) -> np.ndarray:
+    return linears(x, (weight,), (None,), precision)[0]
+
+
+def linears(
+    x: np.ndarray, weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str
+) -> list[np.ndarray]:
     # The kernels read weights by their address, so a file's arrays may be unaligned and are never copied.
-    return product(x, matrix_for(weight, precision))
+    return products(x, _matrices_for(weights, biases, precision))
 
 
-def embed(weight: Packed | np.ndarray, ids: Sequence[int]) -> np.ndarray:
+def _matrices_for(weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str) -> Matrices:
+    """The record of matrices that are multiplied together, remembered by the first that is a Packed.
+
+    With the record it keeps the weights and biases, so that none can take the identity of one that is gone.
+    """
+    keeper = next((weight for weight in weights if isinstance(weight, Packed)), None)
+    if keeper is None:
+        return _make_matrices(weights, biases, precision)
+    held = keeper.derived.setdefault(f"cpu.matrices.{precision}.{isa.current().name}", {})
+    key = (*map(id, weights), *map(id, biases))
+    found = held.get(key)
+    if found is None:
+        if len(held) >= _MOST_REMEMBERED:
+            held.clear()
+        found = held[key] = (_make_matrices(weights, biases, precision), tuple(weights), tuple(biases))
+    matrices: Matrices = found[0]
+    return matrices
+
+
+def _make_matrices(weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str) -> Matrices:
+    added = tuple(None if bias is None else np.ascontiguousarray(bias, np.float32) for bias in biases)
+    return Matrices(tuple(matrix_for(weight, precision) for weight in weights), added)
+
+
+def embed(weight: Weight, ids: Sequence[int]) -> np.ndarray:
     rows = np.asarray(ids, np.intp)
     return dense_part(weight, rows)
 
 
-def dense_part(weight: Packed | np.ndarray, index: Any) -> np.ndarray:
+def dense_part(weight: Weight, index: Any) -> np.ndarray:
     """weight[index], an index of leading axes, as f32 without further rounding."""
     if not isinstance(weight, Packed):
         return _widened(weight[index])

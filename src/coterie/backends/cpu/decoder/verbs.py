@@ -1,5 +1,6 @@
 """The verbs together: functions of this room, and the CPU back end's own where they compute with weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 
 from coterie.backends import cpu
 from coterie.backends.cpu.decoder import attention, elementwise, latent, matrices
+from coterie.backends.cpu.decoder.matrices import Weight
 from coterie.backends.cpu.decoder.row_by_row import parts_of, rows_at_a_time
-from coterie.formats import Packed
 from coterie.ops import RouteSpec, Routing
 
 
@@ -33,8 +34,13 @@ class Verbs:
     def row_by_row(self) -> "Verbs":
         return RowByRow(self.precision)
 
-    def linear(self, x: np.ndarray, weight: Packed | np.ndarray, *, exact: bool = False) -> np.ndarray:
-        return matrices.linear(x, weight, "exact" if exact else self.precision)
+    def linear(self, x: np.ndarray, weight: Weight, *, exact: bool = False) -> np.ndarray:
+        return self.linears(x, (weight,), (None,), exact=exact)[0]
+
+    def linears(
+        self, x: np.ndarray, weights: Sequence[Weight], biases: Sequence[np.ndarray | None], *, exact: bool = False
+    ) -> list[np.ndarray]:
+        return matrices.linears(x, weights, biases, "exact" if exact else self.precision)
 
     def route(self, logits: np.ndarray, spec: RouteSpec) -> Routing:
         ids, weights = cpu.route(logits, spec)
@@ -55,10 +61,15 @@ class RowByRow(Verbs):
     def row_by_row(self) -> Verbs:
         return self
 
-    def linear(self, x: np.ndarray, weight: Packed | np.ndarray, *, exact: bool = False) -> np.ndarray:
+    def linears(
+        self, x: np.ndarray, weights: Sequence[Weight], biases: Sequence[np.ndarray | None], *, exact: bool = False
+    ) -> list[np.ndarray]:
         step = rows_at_a_time(x.shape[-1], "exact" if exact else self.precision)
-        parts = [Verbs.linear(self, x[begin : begin + step], weight, exact=exact) for begin in range(0, len(x), step)]
-        return self.join(parts)
+        parts = [
+            Verbs.linears(self, x[begin : begin + step], weights, biases, exact=exact)
+            for begin in range(0, len(x), step)
+        ]
+        return [self.join(products) for products in zip(*parts, strict=True)]
 
     def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
         parts = parts_of(routing.ids, experts.n_experts, rows_at_a_time(x.shape[-1], self.precision))

@@ -10,7 +10,7 @@ from typing import Any
 from coterie.backends.mlx.decoder.attention import attend
 from coterie.backends.mlx.decoder.elementwise import clip, rms_norm, rotary, softcap
 from coterie.backends.mlx.decoder.latent import attend_latent
-from coterie.backends.mlx.decoder.matrices import adopt, embed, join, linear
+from coterie.backends.mlx.decoder.matrices import adopt, embed, join, linear, linears
 from coterie.backends.mlx.decoder.verbs import glu, moe, route, to_numpy
 
 from coterie.backends.mlx.decoder import row_by_row  # isort: skip (it takes the verbs from here)
@@ -24,6 +24,7 @@ __all__ = [
     "glu",
     "join",
     "linear",
+    "linears",
     "moe",
     "rms_norm",
     "rotary",

@@ -34,6 +34,17 @@ def linear(x: mx.array, weight: Packed | mx.array, *, exact: bool = False) -> mx
     return x @ weight.astype(mx.float32).T
 
 
+def linears(
+    x: mx.array, weights: Sequence[Packed | mx.array], biases: Sequence[mx.array | None], *, exact: bool = False
+) -> list[mx.array]:
+    return biased([linear(x, weight, exact=exact) for weight in weights], biases)
+
+
+def biased(products: Sequence[mx.array], biases: Sequence[mx.array | None]) -> list[mx.array]:
+    """Each of the products plus its bias, if it has one."""
+    return [out if bias is None else out + bias for out, bias in zip(products, biases, strict=True)]
+
+
 def embed(weight: Packed | mx.array, ids: Sequence[int]) -> mx.array:
     rows = mx.array(list(ids))
     if not isinstance(weight, Packed):
