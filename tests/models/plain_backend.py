@@ -29,8 +29,8 @@ class PlainBackend:
             kept = self._wide[id(weight)] = (weight, wide)
         return kept[1]
 
-    def embed(self, weight: Any, ids: Any) -> np.ndarray:
-        return self._f64(weight)[list(ids)]
+    def embed(self, weight: Any, ids: Any, scale: float = 1.0) -> np.ndarray:
+        return self._f64(weight)[list(ids)] * np.float32(scale)
 
     def linear(self, x: np.ndarray, weight: Any, *, exact: bool = False) -> np.ndarray:  # noqa: ARG002
         return x @ self._f64(weight).T

@@ -1,6 +1,7 @@
 """What the decoder asks of a back end: a handful of verbs on the back end's own arrays.
 
-Activations are f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed` or a plain [N, K] array
+These are the verbs that every back end has; `coterie.models.launches` says which it may have besides. Activations are
+f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed` or a plain [N, K] array
 (f32, f16 or bf16), used where it lies: in the mapped file. Besides the verbs the decoder only uses `+`, `*`, `reshape`
 and slices of the arrays.
 """
@@ -29,8 +30,8 @@ class Backend(Protocol):
         """
         ...
 
-    def embed(self, weight: Weight, ids: Sequence[int]) -> Array:
-        """Rows `ids` of a [V, H] matrix as f32 [T, H]; only those rows are dequantised."""
+    def embed(self, weight: Weight, ids: Sequence[int], scale: float = 1.0) -> Array:
+        """Rows `ids` of a [V, H] matrix, times scale in f32, as f32 [T, H]; only those rows are dequantised."""
         ...
 
     def linear(self, x: Array, weight: Weight, *, exact: bool = False) -> Array:

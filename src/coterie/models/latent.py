@@ -1,14 +1,15 @@
 """Multi-head latent attention (DeepSeek-V2, 2024) for the decoder: what is projected, cached and mixed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coterie.arrays import Array
 from coterie.formats import Packed
 from coterie.models.architecture import LatentAttention
-from coterie.models.backend import Backend, LayerCache, Weight
+from coterie.models.backend import Backend, Weight
 from coterie.models.projections import products
+from coterie.models.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,11 @@ def latent_attention(
     weights: Mapping[str, Any],
     matrices: LatentMatrices,
     x: Array,
-    tables: tuple[Array, Array],
-    parts: Sequence[tuple[slice, int, LayerCache]],
+    rows: Rows,
+    layer: int,
 ) -> Array:
-    """Mixed values [T, n_heads * value_dim] of rows x; each of `parts`, (rows, start, store), joins its store."""
-    rank, plain, interleaved = spec.rank, spec.plain_dim, spec.rope.interleaved
+    """Mixed values [T, n_heads * value_dim] of rows x, whose latents and turned keys join the caches."""
+    rank, plain, interleaved, tables = spec.rank, spec.plain_dim, spec.rope.interleaved, rows.tables[spec.rope]
     query_path = spec.modules.query if spec.query_rank is None else spec.modules.query_down
     # A latent passes a norm and two more products before it is a key or a value, and errors grow on the way.
     modules = {query_path: spec.bias and spec.query_rank is not None, spec.modules.down: spec.bias}
@@ -39,22 +40,44 @@ def latent_attention(
     turned = backend.rotary(queries[:, :, plain:], *tables, interleaved)
     latents = backend.rms_norm(down[:, :rank], weights[spec.modules.norm], spec.norm_eps).reshape(-1, 1, rank)
     keys = backend.rotary(down[:, rank:].reshape(-1, 1, spec.turned_dim), *tables, interleaved)
+    mixed = attend_latent_rows(backend, queries[:, :, :plain], turned, latents, keys, matrices, rows, layer, spec.scale)
+    return mixed.reshape(-1, spec.n_heads * spec.value_dim)
+
+
+def attend_latent_rows(
+    backend: Backend,
+    queries: Array,
+    turned: Array,
+    latents: Array,
+    keys: Array,
+    matrices: LatentMatrices,
+    rows: Rows,
+    layer: int,
+    scale: float,
+) -> Array:
+    """`Backend.attend_latent` of each sequence, whose new latents [T, 1, R] and keys [T, 1, D] join its cache first.
+
+    As in `coterie.models.launches`, a back end with a verb of this name is asked.
+    """
+    own = getattr(backend, "attend_latent_rows", None)
+    if own is not None:
+        return own(queries, turned, latents, keys, matrices, rows, layer, scale)
     mixed = []
-    for rows, start, store in parts:
-        seen = store.extend(latents[rows], keys[rows])
+    for own_rows, start, cache in rows.parts:
+        seen = cache.layers[layer].extend(latents[own_rows], keys[own_rows])
         mixed.append(
             backend.attend_latent(
-                queries[rows, :, :plain],
-                turned[rows],
+                queries[own_rows],
+                turned[own_rows],
                 *seen,
                 matrices.key,
                 matrices.value,
                 start,
-                spec.scale,
+                scale,
                 key_transposed=matrices.key_transposed,
             )
         )
-    return backend.join(mixed).reshape(-1, spec.n_heads * spec.value_dim)
+    return backend.join(mixed)
 
 
 def _queries(backend: Backend, spec: LatentAttention, weights: Mapping[str, Any], query: Array) -> Array:

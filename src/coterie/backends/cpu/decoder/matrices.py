@@ -60,9 +60,10 @@ def _make_matrices(weights: Sequence[Weight], biases: Sequence[np.ndarray | None
     return Matrices(tuple(matrix_for(weight, precision) for weight in weights), added)
 
 
-def embed(weight: Weight, ids: Sequence[int]) -> np.ndarray:
-    rows = np.asarray(ids, np.intp)
-    return dense_part(weight, rows)
+def embed(weight: Weight, ids: Sequence[int], scale: float = 1.0) -> np.ndarray:
+    rows = dense_part(weight, np.asarray(ids, np.intp))
+    rows *= np.float32(scale)
+    return rows
 
 
 def dense_part(weight: Weight, index: Any) -> np.ndarray:

@@ -45,8 +45,11 @@ def biased(products: Sequence[mx.array], biases: Sequence[mx.array | None]) -> l
     return [out if bias is None else out + bias for out, bias in zip(products, biases, strict=True)]
 
 
-def embed(weight: Packed | mx.array, ids: Sequence[int]) -> mx.array:
-    rows = mx.array(list(ids))
+def embed(weight: Packed | mx.array, ids: Sequence[int], scale: float = 1.0) -> mx.array:
+    return scale * _rows(weight, mx.array(list(ids)))
+
+
+def _rows(weight: Packed | mx.array, rows: mx.array) -> mx.array:
     if not isinstance(weight, Packed):
         return weight[rows].astype(mx.float32)
     scales = weight.scales[rows]
