@@ -1,4 +1,4 @@
-"""The same numbers as NumPy, PyTorch and MLX arrays, and what every test of an operation asks of them."""
+"""The same numbers as arrays of every kind, and what every test of an operation asks of them."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ from coterie.errors import BackendUnavailableError, UnsupportedError
 from coterie.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, Format, Packed, codec
 from coterie.ops import dispatch
 
-KINDS: tuple[Kind, ...] = ("numpy", "torch", "mlx")
+ON_A_GPU = pytest.param("cuda", marks=pytest.mark.cuda)
+
+KINDS_HERE: tuple[Kind, ...] = ("numpy", "torch", "mlx")
+KINDS = (*KINDS_HERE, ON_A_GPU)
+"""All kinds of arrays; tests with the last one are skipped where there is no GPU."""
 
 FORMATS = [Format.resolve("affine", bits, group) for bits in AFFINE_BITS for group in AFFINE_GROUP_SIZES] + [
     Format.resolve(mode) for mode in ("mxfp4", "mxfp8", "nvfp4")
@@ -31,7 +35,7 @@ DTYPES = tuple(dtype.name for dtype in FLOAT_DTYPES)
 def ready(kind: Kind, *verbs: str) -> None:
     """Import the kind's library; skip, with the reason, where the library or a verb of the back end is not there."""
     if kind != "numpy":
-        pytest.importorskip("torch" if kind == "torch" else "mlx.core")
+        pytest.importorskip("mlx.core" if kind == "mlx" else "torch")
     for verb in verbs:
         try:
             dispatch.verb(verb, kind)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, as_numpy, common_kind, dtype_name, from_numpy, kind_of
-from coterie.errors import ArgumentError, UnsupportedError
+from coterie.arrays import Array, Kind, as_numpy, common_kind, kind_of
+from coterie.errors import ArgumentError
 from coterie.formats import Packed, codec
-from coterie.ops import checks, dispatch
+from coterie.ops import checks
 from coterie.ops.activations import check_activation, glu_reference
 from coterie.ops.combine import SKIPPED_BELOW
-from coterie.ops.routing import Routing
+from coterie.ops.forms import FORMS
+from coterie.ops.routing import Routing, routed_ids
 
 Projection = Packed | Array
 
@@ -35,7 +36,8 @@ class Experts:
     and before the weighting.
 
     Strided arrays are copied once, here. `n_experts`, `hidden` (H) and `intermediate` (I) are
-    the sizes found; `native` is the record as a back end takes it: the same one, or NumPy views of PyTorch's tensors.
+    the sizes found; `native` is the record as a back end takes it: the same one, or NumPy views of PyTorch's tensors on
+    the CPU.
     """
 
     gate: Projection
@@ -90,29 +92,21 @@ def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default"
     """
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")
-    kind = experts.kind
-    if kind_of(x) != kind or kind_of(routing.ids) != kind or kind_of(routing.weights) != kind:
-        raise dispatch.mixed_kinds(
-            {"x": kind_of(x), "routing": kind_of(routing.ids), "weights": kind_of(routing.weights), "experts": kind}
-        )
+    kind, form = experts.kind, FORMS[experts.kind]
+    same = kind_of(x) == kind_of(routing.ids) == kind_of(routing.weights) == kind
+    if not same or kind == "cuda":
+        common_kind(x=x, routing=routing.ids, weights=routing.weights, experts=_first_part(experts))
     dtype, shape = checks.float_dtype(x, "x"), tuple(x.shape)
     _check_shapes(shape, routing, experts)
-    ids, weights = _checked_routing(routing, experts.n_experts, kind)
-    if 0 in shape or ids.shape[-1] == 0:
-        return dispatch.zeros(shape, dtype, kind)
-    run = dispatch.verb("moe", kind)
-    if kind == "mlx":
-        if precision == "int8":
-            raise UnsupportedError(
-                'precision="int8" was asked for with MLX arrays, but only the CPU back end has it; use '
-                'precision="default", or NumPy arrays',
-                code="int8",
-            )
-        return run(x, Routing(ids, weights, experts.n_experts), experts)
+    ids = routed_ids(routing, experts.n_experts, form)
+    checks.float_dtype(routing.weights, "weights")
     k = ids.shape[-1]
-    flat = Routing(ids.reshape(-1, k), weights.reshape(-1, k), experts.n_experts)
-    result = run(dispatch.native(x, kind).reshape(-1, shape[-1]), flat, experts.native, precision).reshape(shape)
-    return result if kind == "numpy" else from_numpy(result, kind)
+    if 0 in shape or k == 0:
+        return form.zeros(shape, dtype, x)
+    weights = form.cast(form.dense(routing.weights), "float32")
+    flat = Routing(form.rows(ids, k), form.rows(weights, k), experts.n_experts)
+    tokens = form.rows(form.dense(x), shape[-1])
+    return form.back(form.verb("moe")(tokens, flat, experts.native, precision), shape)
 
 
 def moe_reference(x: Array, routing: Routing, experts: Experts) -> np.ndarray:
@@ -157,6 +151,11 @@ def _kind_of_experts(experts: Experts) -> Kind:
     return common_kind(**arrays, **{name: getattr(experts, name) for name in _BIASES})
 
 
+def _first_part(experts: Experts) -> Array:
+    """An array that stands for all of them, which have been compared already."""
+    return experts.gate.codes if isinstance(experts.gate, Packed) else experts.gate
+
+
 def _sizes(experts: Experts) -> tuple[int, int, int]:
     """(E, H, I) of projections that fit together."""
     shapes = {name: _shape(getattr(experts, name), name) for name in _PROJECTIONS if getattr(experts, name) is not None}
@@ -199,21 +198,21 @@ def _check_biases(experts: Experts) -> None:
 
 
 def _native_projections(experts: Experts) -> list[Any]:
+    form = FORMS[experts.kind]
+
     def as_native(projection: Projection | None) -> Any:
         if isinstance(projection, Packed):
-            return dispatch.native_packed(projection)
-        return None if projection is None else dispatch.native_weight(projection, experts.kind)
+            return form.packed(projection)
+        return None if projection is None else form.weight(projection)
 
     return [as_native(getattr(experts, name)) for name in _PROJECTIONS]
 
 
 def _native_biases(experts: Experts) -> dict[str, Any]:
     """Biases in f32: they are small, and every back end adds them to f32 sums."""
+    form = FORMS[experts.kind]
     given = {name: getattr(experts, name) for name in _BIASES}
-    return {
-        name: None if bias is None else checks.cast(dispatch.native(bias, experts.kind), "float32", experts.kind)
-        for name, bias in given.items()
-    }
+    return {name: None if bias is None else form.cast(form.dense(bias), "float32") for name, bias in given.items()}
 
 
 def _check_shapes(shape: tuple[int, ...], routing: Routing, experts: Experts) -> None:
@@ -225,10 +224,3 @@ def _check_shapes(shape: tuple[int, ...], routing: Routing, experts: Experts) ->
             f"x is {list(shape)}, ids are {list(ids_shape)} and weights {list(weights_shape)}, "
             "expected [..., H] and twice [..., k]"
         )
-
-
-def _checked_routing(routing: Routing, n_experts: int, kind: Kind) -> tuple[Array, Array]:
-    known = routing.n_experts is not None and routing.n_experts <= n_experts and dtype_name(routing.ids) == "uint32"
-    ids = dispatch.native(routing.ids, kind) if known else checks.integer_ids(routing.ids, "ids", kind, n_experts)
-    checks.float_dtype(routing.weights, "weights")
-    return ids, checks.cast(dispatch.native(routing.weights, kind), "float32", kind)

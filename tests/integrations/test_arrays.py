@@ -1,4 +1,4 @@
-"""Arrays of other libraries: JAX through DLPack, without a copy; a GPU's are refused by name, with a way out."""
+"""Arrays of other libraries: JAX through DLPack, without a copy; what is not known is refused with a way out."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ class Foreign:
         return self._device, 0
 
 
-@pytest.mark.parametrize(("device", "words"), [(1, r"numpy\.from_dlpack"), (2, r"no CUDA back end.*cupy\.asnumpy")])
+@pytest.mark.parametrize(("device", "words"), [(1, r"numpy\.from_dlpack"), (2, r"torch\.from_dlpack")])
 def test_another_librarys_array_is_refused_with_a_way_out(rng: np.random.Generator, device: int, words: str) -> None:
     gate = Foreign(rng.standard_normal((3, 8), np.float32), device)
     with pytest.raises(ArgumentError, match=words):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import coterie
-from array_kinds import DTYPES, KINDS, floats, give, ready, take
+from array_kinds import DTYPES, KINDS, ON_A_GPU, floats, give, ready, take
 from coterie.arrays import as_numpy
 from coterie.errors import ArgumentError
 from coterie.ops import accumulate_reference, weighted_sum_reference
@@ -83,7 +83,7 @@ def test_accumulate_adds_in_place_where_arrays_can_change(kind: str, dtype: str,
         assert result is accumulator
 
 
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["numpy", "torch", ON_A_GPU])
 def test_accumulate_into_a_strided_view_changes_the_view_alone(kind: str, rng) -> None:
     ready(kind, "accumulate")
     base = give(np.zeros((6, 10), np.float32), kind)
@@ -94,7 +94,7 @@ def test_accumulate_into_a_strided_view_changes_the_view_alone(kind: str, rng) -
     np.testing.assert_array_equal(as_numpy(base), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["numpy", "torch", ON_A_GPU])
 def test_accumulate_refuses_shared_memory_and_allows_neighbours(kind: str) -> None:
     ready(kind, "accumulate")
     base = give(np.ones(20, np.float32), kind)

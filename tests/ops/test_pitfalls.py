@@ -1,5 +1,7 @@
 """What went wrong before in kernels like these: one test each, on every kind of array."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from coterie.backends import available, get
 from coterie.errors import ArgumentError
 from coterie.formats import Format, codec
 from coterie.moe import moe_reference
-from coterie.ops import quantized_matmul_reference
+from coterie.ops import dispatch, quantized_matmul_reference
 from layers import FOUR_BITS, check, check_default, experts_of, routing_of, run
 from tolerance import assert_close, bound
 
@@ -185,12 +187,16 @@ def test_nothing_is_left_unwritten_where_a_group_is_empty(kind: str, rng) -> Non
     np.testing.assert_array_equal(found[5], 0)
 
 
-def test_which_path_runs_is_known_and_none_is_taken_in_silence(kind: str) -> None:
+def test_which_path_runs_is_known_and_none_is_taken_in_silence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays choose the back end, and a back end that is not there is an error: no slower one steps in."""
-    assert available()["cpu" if kind != "mlx" else "mlx"] is None
-    assert get("cpu").__name__ == "coterie.backends.cpu"
-    with pytest.raises(coterie.CoterieError, match="no CUDA back end"):
-        get("cuda")
+    name = {"mlx": "mlx", "cuda": "cuda"}.get(kind, "cpu")
+    assert available()[name] is None
+    assert get(name).__name__ == f"coterie.backends.{name}"
+    ones = give(np.ones((2, 8), np.float32), kind)
+    monkeypatch.setattr(dispatch, "_MODULES", {})
+    monkeypatch.setitem(sys.modules, f"coterie.backends.{name}", None)
+    with pytest.raises(coterie.CoterieError, match=f"the {name} back end cannot be imported"):
+        coterie.glu(ones, ones)
 
 
 def test_all_of_a_constant_group_is_exact(kind: str) -> None:

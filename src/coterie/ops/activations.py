@@ -14,9 +14,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy, kind_of
+from coterie.arrays import Array, as_numpy, kind_of
 from coterie.errors import ArgumentError
 from coterie.ops import checks, dispatch
+from coterie.ops.forms import FORMS
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "swiglu_clamped"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -41,7 +42,7 @@ def glu(gate: Array, up: Array, activation: str = "silu") -> Array:
 
     gate, up: [...] of one shape, one kind and one dtype (f32, f16 or bf16). Returns the same. Strided views work.
     """
-    kind = dispatch.kind_of_both(gate, up, ("gate", "up"))
+    form = FORMS[dispatch.kind_of_both(gate, up, ("gate", "up"))]
     check_activation(activation)
     dtype = checks.float_dtype(gate, "gate")
     if checks.float_dtype(up, "up") != dtype:
@@ -52,14 +53,13 @@ def glu(gate: Array, up: Array, activation: str = "silu") -> Array:
     if tuple(up.shape) != shape:
         raise checks.shape_error(f"gate is {list(shape)} and up is {list(up.shape)}, expected one shape")
     if 0 in shape:
-        return dispatch.zeros(shape, dtype, kind)
-    result = dispatch.verb("glu", kind)(dispatch.native(gate, kind), dispatch.native(up, kind), activation)
-    return result if kind != "torch" else from_numpy(result, kind)
+        return form.zeros(shape, dtype, gate)
+    return form.back(form.verb("glu")(form.dense(gate), form.dense(up), activation), shape)
 
 
 def glu_fused(gate_up: Array, activation: str = "silu") -> Array:
     """`glu` of one array whose last axis holds the gate half first and then the up half: [..., 2n] to [..., n]."""
-    kind = kind_of(gate_up)
+    form = FORMS[kind_of(gate_up)]
     check_activation(activation)
     dtype = checks.float_dtype(gate_up, "gate_up")
     shape = tuple(gate_up.shape)
@@ -67,9 +67,8 @@ def glu_fused(gate_up: Array, activation: str = "silu") -> Array:
         raise checks.shape_error(f"gate_up is {list(shape)}, expected an even last axis: a gate half and an up half")
     out_shape = (*shape[:-1], shape[-1] // 2)
     if 0 in out_shape:
-        return dispatch.zeros(out_shape, dtype, kind)
-    result = dispatch.verb("glu_fused", kind)(dispatch.native(gate_up, kind), activation)
-    return result if kind != "torch" else from_numpy(result, kind)
+        return form.zeros(out_shape, dtype, gate_up)
+    return form.back(form.verb("glu_fused")(form.dense(gate_up), activation), out_shape)
 
 
 def glu_reference(gate: Array, up: Array, activation: str) -> np.ndarray:

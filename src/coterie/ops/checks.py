@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, as_numpy, dtype_name
+from coterie.arrays import Array, dtype_name
 from coterie.errors import ArgumentError
-from coterie.ops import dispatch
+from coterie.ops.forms import Form
 
 FLOATS = frozenset({"float32", "float16", "bfloat16"})
 _UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
@@ -26,38 +26,29 @@ def promoted(first: str, second: str) -> str:
     return first if first == second else "float32"
 
 
-def cast(array: Array, dtype: str, kind: Kind) -> Array:
-    """`array`, which is native to `kind`'s back end already, in another dtype; itself if it has that dtype."""
-    if dtype_name(array) == dtype:
-        return array
-    if kind == "mlx":
-        return dispatch.get("mlx").cast(array, dtype)
-    return array.astype(dispatch.numpy_dtype(dtype))
-
-
 def shape_error(message: str) -> ArgumentError:
     """An `ArgumentError` about shapes."""
     return ArgumentError(message, code="shape")
 
 
-def integer_ids(ids: Array, name: str, kind: Kind, n: int) -> Array:
-    """`ids` as uint32 for the back end of `kind`, each known to be below `n`.
+def integer_ids(ids: Array, name: str, form: Form, n: int) -> Array:
+    """`ids` as the back end takes them, each known to be below `n`.
 
-    Any integer dtype is taken; a negative id or one of `n` or more is refused. For MLX this reads the ids on the host,
-    which waits for them to be computed.
+    Any integer dtype is taken; a negative id or one of `n` or more is refused. For MLX and on a GPU this reads the ids
+    on the host, which waits for them to be computed. While a CUDA graph is captured nobody can wait: there the kernels
+    themselves keep away from what ids out of range point to.
     """
     dtype = dtype_name(ids)
     if dtype not in _UNSIGNED and dtype not in _SIGNED:
         raise ArgumentError(f"{name} is {dtype}, expected integers; ids are unsigned 32-bit", code="dtype")
-    values = as_numpy(ids)
-    if values.size:
-        largest, smallest = int(values.max()), int(values.min()) if dtype in _SIGNED else 0
+    values = form.view(ids)
+    extremes = form.extremes(values)
+    if extremes is not None:
+        smallest, largest = extremes
         if largest >= n or smallest < 0:
             found = largest if largest >= n else smallest
             raise ArgumentError(f"{name} has id {found}, expected ids from 0 to {n - 1}", code="id_range")
-    if kind == "mlx":
-        return cast(ids, "uint32", kind)
-    return dispatch.dense(values.astype(np.uint32, copy=False))
+    return form.ids(values)
 
 
 def positive_integer(value: Any, name: str) -> int:

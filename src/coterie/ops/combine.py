@@ -8,9 +8,10 @@ import math
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy, kind_of
+from coterie.arrays import Array, as_numpy, common_kind
 from coterie.errors import ArgumentError
 from coterie.ops import checks, dispatch
+from coterie.ops.forms import FORMS, Form
 
 SKIPPED_BELOW = 1e-10
 """Slots with a smaller |weight| are skipped."""
@@ -22,7 +23,7 @@ def weighted_sum(expert_out: Array, weights: Array) -> Array:
     expert_out: [..., k, H] in f32, f16 or bf16; weights: floats [..., k]. Returns f32 [..., H], whatever the input's
     dtype.
     """
-    kind = dispatch.kind_of_both(expert_out, weights, ("expert_out", "weights"))
+    form = FORMS[dispatch.kind_of_both(expert_out, weights, ("expert_out", "weights"))]
     checks.float_dtype(expert_out, "expert_out")
     checks.float_dtype(weights, "weights")
     shape = tuple(expert_out.shape)
@@ -32,14 +33,10 @@ def weighted_sum(expert_out: Array, weights: Array) -> Array:
         )
     out_shape = (*shape[:-2], shape[-1])
     if 0 in shape:
-        return dispatch.zeros(out_shape, "float32", kind)
-    run = dispatch.verb("weighted_sum", kind)
-    outputs, slot_weights = dispatch.native(expert_out, kind), dispatch.native(weights, kind)
-    slot_weights = checks.cast(slot_weights, "float32", kind)
-    if kind == "mlx":
-        return run(outputs, slot_weights)
-    result = run(outputs.reshape(-1, *shape[-2:]), slot_weights.reshape(-1, shape[-2])).reshape(out_shape)
-    return result if kind == "numpy" else from_numpy(result, kind)
+        return form.zeros(out_shape, "float32", expert_out)
+    outputs = form.rows(form.dense(expert_out), *shape[-2:])
+    slot_weights = form.rows(form.widened(weights), shape[-2])
+    return form.back(form.verb("weighted_sum")(outputs, slot_weights), out_shape)
 
 
 def accumulate(accumulator: Array, expert_out: Array, weight: float | Array) -> Array:
@@ -47,9 +44,9 @@ def accumulate(accumulator: Array, expert_out: Array, weight: float | Array) -> 
 
     accumulator: f32 [...], changed in place for NumPy and PyTorch (strided views too) and must not overlap expert_out;
     MLX arrays do not change, there the sum is a new array. expert_out: the same shape in f32, f16 or bf16. weight: a
-    number, or an array of one element. Start from zeros.
+    number, or an array of one float. Start from zeros.
     """
-    kind = dispatch.kind_of_both(accumulator, expert_out, ("accumulator", "expert_out"))
+    form = FORMS[dispatch.kind_of_both(accumulator, expert_out, ("accumulator", "expert_out"))]
     if checks.float_dtype(accumulator, "accumulator") != "float32":
         raise ArgumentError(
             f"accumulator is {checks.float_dtype(accumulator, 'accumulator')}, expected float32: sums are in f32",
@@ -60,19 +57,10 @@ def accumulate(accumulator: Array, expert_out: Array, weight: float | Array) -> 
         raise checks.shape_error(
             f"accumulator is {list(accumulator.shape)} and expert_out {list(expert_out.shape)}, expected one shape"
         )
-    factor = _scalar(weight, kind)
+    factor = _factor(weight, accumulator, form)
     if 0 in tuple(accumulator.shape):
         return accumulator
-    run = dispatch.verb("accumulate", kind)
-    if kind == "mlx":
-        return run(accumulator, expert_out, factor)
-    target, outputs = as_numpy(accumulator), as_numpy(expert_out)
-    _check_target(target, outputs)
-    dense_target = dispatch.dense(target)
-    run(dense_target, dispatch.dense(outputs), factor)
-    if dense_target is not target:
-        target[...] = dense_target
-    return accumulator
+    return form.add_to(accumulator, expert_out, factor)
 
 
 def weighted_sum_reference(expert_out: Array, weights: Array) -> np.ndarray:
@@ -92,19 +80,11 @@ def accumulate_reference(accumulator: Array, expert_out: Array, weight: float) -
     return start + weight * as_numpy(expert_out).astype(np.float64)
 
 
-def _scalar(weight: float | Array, kind: str) -> float | Array:
+def _factor(weight: float | Array, accumulator: Array, form: Form) -> float | Array:
     if isinstance(weight, int | float | np.floating | np.integer) and not isinstance(weight, bool):
         return float(weight)
-    found = kind_of(weight)
-    if found != kind:
-        raise dispatch.mixed_kinds({"accumulator": kind, "weight": found})
+    common_kind(accumulator=accumulator, weight=weight)
     if math.prod(tuple(weight.shape)) != 1:
         raise checks.shape_error(f"weight is {list(weight.shape)}, expected one number")
-    return weight.reshape(()) if kind == "mlx" else float(weight)
-
-
-def _check_target(target: np.ndarray, outputs: np.ndarray) -> None:
-    if not target.flags.writeable:
-        raise ArgumentError("accumulator is read-only; pass one that may be changed in place", code="read_only")
-    if np.may_share_memory(target, outputs) and np.shares_memory(target, outputs):
-        raise ArgumentError("accumulator and expert_out share memory; pass separate arrays", code="aliasing")
+    factor: float | Array = form.scalar(weight)
+    return factor

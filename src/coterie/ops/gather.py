@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, as_numpy, from_numpy
+from coterie.arrays import Array, as_numpy
 from coterie.errors import ArgumentError
 from coterie.ops import checks, dispatch
-
-Shape = tuple[int, ...]
+from coterie.ops.forms import FORMS, Form, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Checked indices: lhs and rhs as the back end takes them, the leading shape of the result, and what is sorted.
 
-    For the CPU both are dense uint32 [R], always there. For MLX they keep the caller's shape, None included.
+    Both are [R] and always there; for MLX they keep the caller's shape, None included.
     """
 
     lhs: Array | None
@@ -32,24 +31,35 @@ class Pairs:
 
 
 def pair_up(
-    lhs_indices: Array | None, rhs_indices: Array | None, lhs_batch: Shape, rhs_batch: Shape, kind: Kind, promised: bool
+    lhs_indices: Array | None,
+    rhs_indices: Array | None,
+    lhs_batch: Shape,
+    rhs_batch: Shape,
+    form: Form,
+    promised: bool,
+    like: Array,
 ) -> Pairs:
-    """Check the indices against the leading shapes of both stacks and broadcast them.
+    """Check the indices against the leading shapes of both stacks and broadcast them, on the device of `like`.
 
     `promised`: the caller says that the one index array that is given ascends; if it does not, that is refused.
     """
+    for name, ids in (("lhs_indices", lhs_indices), ("rhs_indices", rhs_indices)):
+        if ids is not None:
+            dispatch.kind_of_both(like, ids, ("the first argument", name))
     n_lhs, n_rhs = math.prod(lhs_batch), math.prod(rhs_batch)
-    lhs = None if lhs_indices is None else checks.integer_ids(lhs_indices, "lhs_indices", kind, n_lhs)
-    rhs = None if rhs_indices is None else checks.integer_ids(rhs_indices, "rhs_indices", kind, n_rhs)
+    lhs = None if lhs_indices is None else checks.integer_ids(lhs_indices, "lhs_indices", form, n_lhs)
+    rhs = None if rhs_indices is None else checks.integer_ids(rhs_indices, "rhs_indices", form, n_rhs)
     lhs_shape = lhs_batch if lhs is None else tuple(lhs.shape)
     rhs_shape = rhs_batch if rhs is None else tuple(rhs.shape)
     batch = lhs_shape if lhs_shape == rhs_shape else _broadcast(lhs_shape, rhs_shape)
     if promised and (lhs is None) != (rhs is None):
-        _check_ascending(lhs if rhs is None else rhs, "rhs_indices" if lhs is None else "lhs_indices")
-    if kind == "mlx":
-        return Pairs(lhs, rhs, batch, promised)
-    ascending = promised and lhs is None
-    return Pairs(_flat(lhs, n_lhs, lhs_shape, batch), _flat(rhs, n_rhs, rhs_shape, batch), batch, ascending)
+        _check_ascending(lhs if rhs is None else rhs, "rhs_indices" if lhs is None else "lhs_indices", form)
+    return Pairs(
+        form.spread(lhs, n_lhs, lhs_shape, batch, like),
+        form.spread(rhs, n_rhs, rhs_shape, batch, like),
+        batch,
+        promised and (lhs is None or not form.flattens),
+    )
 
 
 def _broadcast(lhs_shape: Shape, rhs_shape: Shape) -> Shape:
@@ -61,20 +71,11 @@ def _broadcast(lhs_shape: Shape, rhs_shape: Shape) -> Shape:
         ) from None
 
 
-def _check_ascending(indices: Array | None, name: str) -> None:
-    flat = as_numpy(indices).reshape(-1)
-    if (flat[1:] < flat[:-1]).any():
+def _check_ascending(indices: Array | None, name: str, form: Form) -> None:
+    if not form.ascends(indices):
         raise ArgumentError(
             f"{name} does not ascend; call without sorted_indices, or sort first", code="sorted_indices"
         )
-
-
-def _flat(ids: np.ndarray | None, n: int, shape: Shape, batch: Shape) -> np.ndarray:
-    if ids is None:
-        ids = np.arange(n, dtype=np.uint32).reshape(shape)
-    if shape != batch:
-        ids = np.broadcast_to(ids, batch)
-    return np.ascontiguousarray(ids).reshape(-1)
 
 
 def gather_mm(
@@ -92,22 +93,19 @@ def gather_mm(
     A transposed view b = w.swapaxes(-1, -2) is used where it lies. `sorted_indices` promises that the only index array
     ascends.
     """
-    kind = dispatch.kind_of_both(a, b, ("a", "b"))
+    form = FORMS[dispatch.kind_of_both(a, b, ("a", "b"))]
     dtype = checks.promoted(checks.float_dtype(a, "a"), checks.float_dtype(b, "b"))
     a_shape, b_shape = tuple(a.shape), tuple(b.shape)
     if len(a_shape) < 2 or len(b_shape) < 2 or a_shape[-1] != b_shape[-2]:
         raise checks.shape_error(f"a is {list(a_shape)} and b {list(b_shape)}, expected [..., M, K] and [..., K, N]")
-    pairs = pair_up(lhs_indices, rhs_indices, a_shape[:-2], b_shape[:-2], kind, sorted_indices)
+    pairs = pair_up(lhs_indices, rhs_indices, a_shape[:-2], b_shape[:-2], form, sorted_indices, a)
     out_shape = (*pairs.batch, a_shape[-2], b_shape[-1])
     if 0 in out_shape or a_shape[-1] == 0:
-        return dispatch.zeros(out_shape, dtype, kind)
-    run = dispatch.verb("gather_mm", kind)
-    if kind == "mlx":
-        return run(a, b, pairs.lhs, pairs.rhs, pairs.sorted_indices)
-    first = checks.cast(dispatch.native(a, kind), dtype, kind).reshape(-1, *a_shape[-2:])
-    second = _dense_either_way(as_numpy(b)).reshape(-1, *b_shape[-2:])
-    result = run(first, second, pairs.lhs, pairs.rhs, pairs.sorted_indices).reshape(out_shape)
-    return result if kind == "numpy" else from_numpy(result, kind)
+        return form.zeros(out_shape, dtype, a)
+    first = form.rows(form.cast(form.dense(a), dtype), *a_shape[-2:])
+    second = form.rows(form.either_way(b), *b_shape[-2:])
+    result = form.verb("gather_mm")(first, second, pairs.lhs, pairs.rhs, pairs.sorted_indices)
+    return form.back(result, out_shape)
 
 
 def gather_mm_reference(
@@ -134,8 +132,3 @@ def reference_pairs(
     ]
     lhs, rhs = np.broadcast_arrays(*filled)
     return lhs, rhs
-
-
-def _dense_either_way(b: np.ndarray) -> np.ndarray:
-    """b as it lies if it, or its transpose, is dense: what a kernel can read row by row."""
-    return b if b.flags.c_contiguous or b.swapaxes(-1, -2).flags.c_contiguous else np.ascontiguousarray(b)

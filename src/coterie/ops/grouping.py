@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy, kind_of
+from coterie.arrays import Array, as_numpy, kind_of
 from coterie.errors import CapacityError
-from coterie.ops import checks, dispatch
+from coterie.ops import checks
+from coterie.ops.forms import FORMS
+from coterie.ops.routing import Routing, routed_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,23 +30,24 @@ class Groups:
     inverse: Array
 
 
-def group(ids: Array, n_experts: int) -> Groups:
+def group(ids: Array | Routing, n_experts: int) -> Groups:
     """Sort the routed rows of ids [...] (integers below `n_experts`) by expert; rows of one expert keep their order.
 
-    Experts without rows are normal, and so is an id twice within one token. For MLX the check of the ids waits for
-    their values.
+    Experts without rows are normal, and so is an id twice within one token. For MLX and on a GPU the check of the ids
+    waits for their values; a `Routing` in place of ids, as `route` made it, is known to be in range.
     """
-    kind = kind_of(ids)
+    routing = ids if isinstance(ids, Routing) else Routing(ids, None)
+    given = routing.ids
+    form = FORMS[kind_of(given)]
     n = checks.positive_integer(n_experts, "n_experts")
-    checked = checks.integer_ids(ids, "ids", kind, n)
-    n_rows = math.prod(tuple(ids.shape))
+    checked = routed_ids(routing, n, form)
+    n_rows = math.prod(tuple(given.shape))
     if n_rows >= 1 << 32:
         raise CapacityError(f"{n_rows} routed rows do not fit in 32-bit indices; split the tokens into several calls")
     if n_rows == 0:
-        parts = [dispatch.zeros((size,), "uint32", kind) for size in (0, n + 1, 0)]
-        return Groups(*parts)
-    parts = dispatch.verb("group", kind)(checked.reshape(-1), n)
-    return Groups(*(part if kind != "torch" else from_numpy(part, kind) for part in parts))
+        return Groups(*(form.zeros((size,), "uint32", given) for size in (0, n + 1, 0)))
+    order, offsets, inverse = form.verb("group")(checked.reshape(-1), n)
+    return Groups(form.back(order, (n_rows,)), form.back(offsets, (n + 1,)), form.back(inverse, (n_rows,)))
 
 
 def group_reference(ids: Array, n_experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

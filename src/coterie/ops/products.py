@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy
+from coterie.arrays import Array, as_numpy
 from coterie.formats import Packed
 from coterie.ops import checks, dispatch
+from coterie.ops.forms import FORMS
 from coterie.ops.gather import pair_up, reference_pairs
 from coterie.ops.operands import as_packed, inner_and_outer, kind_with, result_dtype
 from coterie.ops.quantization import dequantize_reference
@@ -27,7 +28,7 @@ def quantized_matmul(
     have another one. Sums are in f32.
     """
     packed = as_packed(w, scales, biases, group_size, bits, mode)
-    kind = kind_with(x, packed)
+    form = FORMS[kind_with(x, packed)]
     inner, outer = inner_and_outer(x, packed, transpose)
     shape = tuple(x.shape)
     if len(packed.codes.shape) > 2:
@@ -35,13 +36,9 @@ def quantized_matmul(
     dtype = result_dtype(x, packed)
     out_shape = (*shape[:-1], outer)
     if 0 in out_shape or inner == 0:
-        return dispatch.zeros(out_shape, dtype, kind)
-    run = dispatch.verb("quantized_matmul", kind)
-    if kind == "mlx":
-        return run(x, packed, transpose)
-    rows = checks.cast(dispatch.native(x, kind), dtype, kind)
-    result = run(rows.reshape(-1, inner), dispatch.native_packed(packed), transpose).reshape(out_shape)
-    return result if kind == "numpy" else from_numpy(result, kind)
+        return form.zeros(out_shape, dtype, x)
+    rows = form.rows(form.cast(form.dense(x), dtype), inner)
+    return form.back(form.verb("quantized_matmul")(rows, form.packed(packed), transpose), out_shape)
 
 
 def gather_qmm(
@@ -63,26 +60,25 @@ def gather_qmm(
     x: [..., M, K]; w: [..., N, K] quantised, as codes with `scales` and `biases`, or as one `Packed`; indices choose
     from the flattened leading axes, are checked to be in range, and broadcast. Returns [indices..., M, N], by the
     rules of `quantized_matmul`. `sorted_indices` promises that the only index array that is given ascends; a promise
-    that is not kept is refused. For MLX the check of the indices waits for their values.
+    that is not kept is refused. For MLX and on a GPU the check of the indices waits for their values.
     """
     packed = as_packed(w, scales, biases, group_size, bits, mode)
-    kind = kind_with(x, packed)
+    form = FORMS[kind_with(x, packed)]
     inner, outer = inner_and_outer(x, packed, transpose)
     dtype = result_dtype(x, packed)
     shape = tuple(x.shape)
     if len(shape) < 2:
         raise checks.shape_error(f"x is {list(shape)}, expected [..., M, {inner}]")
-    pairs = pair_up(lhs_indices, rhs_indices, shape[:-2], tuple(packed.codes.shape[:-2]), kind, sorted_indices)
+    pairs = pair_up(lhs_indices, rhs_indices, shape[:-2], tuple(packed.codes.shape[:-2]), form, sorted_indices, x)
     out_shape = (*pairs.batch, shape[-2], outer)
     if 0 in out_shape or inner == 0:
-        return dispatch.zeros(out_shape, dtype, kind)
-    run = dispatch.verb("gather_qmm", kind)
-    if kind == "mlx":
-        return run(x, packed, pairs.lhs, pairs.rhs, transpose, pairs.sorted_indices)
-    matrices = checks.cast(dispatch.native(x, kind), dtype, kind).reshape(-1, *shape[-2:])
-    stack = _stacked(dispatch.native_packed(packed))
-    result = run(matrices, stack, pairs.lhs, pairs.rhs, transpose, pairs.sorted_indices).reshape(out_shape)
-    return result if kind == "numpy" else from_numpy(result, kind)
+        return form.zeros(out_shape, dtype, x)
+    matrices = form.rows(form.cast(form.dense(x), dtype), *shape[-2:])
+    stack = form.packed(packed)
+    if form.flattens:
+        stack = _stacked(stack)
+    result = form.verb("gather_qmm")(matrices, stack, pairs.lhs, pairs.rhs, transpose, pairs.sorted_indices)
+    return form.back(result, out_shape)
 
 
 def quantized_matmul_reference(x: Array, packed: Packed, transpose: bool = True) -> np.ndarray:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy, kind_of
+from coterie.arrays import Array, as_numpy, dtype_name, kind_of
 from coterie.errors import ArgumentError, UnsupportedError
 from coterie.formats import Format, Packed, codec
 from coterie.ops import checks, dispatch
+from coterie.ops.forms import FORMS
 
 
 def quantize(
@@ -29,13 +30,13 @@ def quantize(
     """
     _refuse_global_scale(global_scale)
     fmt = Format.resolve(mode, bits, group_size)
-    kind = kind_of(w)
-    codec.check_matrix(tuple(w.shape), checks.float_dtype(w, "w"), fmt)
-    if 0 in w.shape:
-        parts: tuple[Any, ...] = codec.quantize(as_numpy(w), fmt)
-        return tuple(from_numpy(part, kind) for part in parts if part is not None)
-    parts = dispatch.verb("quantize", kind)(dispatch.native(w, kind), fmt)
-    return tuple(part if kind != "torch" else from_numpy(part, kind) for part in parts if part is not None)
+    form, shape = FORMS[kind_of(w)], tuple(w.shape)
+    codec.check_matrix(shape, checks.float_dtype(w, "w"), fmt)
+    if 0 in shape:
+        nothing = codec.quantize(np.zeros(shape, dispatch.numpy_dtype(dtype_name(w))), fmt)
+        return tuple(form.zeros(part.shape, part.dtype.name, w) for part in nothing if part is not None)
+    parts = form.verb("quantize")(form.dense(w), fmt)
+    return tuple(form.back(part, tuple(part.shape)) for part in parts if part is not None)
 
 
 def dequantize(
@@ -59,12 +60,10 @@ def dequantize(
     name = _dtype_argument(dtype)
     if name is None:
         name = checks.float_dtype(scales, "scales") if packed.format.mode == "affine" else "bfloat16"
-    kind = packed.kind
+    form = FORMS[packed.kind]
     if 0 in packed.shape:
-        return dispatch.zeros(packed.shape, name, kind)
-    target = name if kind == "mlx" else dispatch.numpy_dtype(name)
-    result = dispatch.verb("dequantize", kind)(dispatch.native_packed(packed), target)
-    return result if kind != "torch" else from_numpy(result, kind)
+        return form.zeros(packed.shape, name, w)
+    return form.back(form.verb("dequantize")(form.packed(packed), form.dtype(name)), packed.shape)
 
 
 def dequantize_reference(packed: Packed) -> np.ndarray:

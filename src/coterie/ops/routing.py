@@ -13,13 +13,14 @@ the lowest id. Weights are the scores without that bias, divided by their sum ov
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 
-from coterie.arrays import Array, as_numpy, from_numpy, kind_of
+from coterie.arrays import Array, as_numpy, dtype_name, kind_of
 from coterie.errors import ArgumentError, NumericError
 from coterie.ops import checks, dispatch
+from coterie.ops.forms import FORMS, Form
 
 Scoring = Literal["softmax", "sigmoid"]
 GroupScore = Literal["max", "top2"]
@@ -100,10 +101,10 @@ def route(
     place of `top_k` holds all of these at once.
 
     Returns ids uint32 [..., k] by falling score, and weights f32 [..., k]. NaN or +inf among the logits, or a token
-    without a finite one, is a `NumericError`; -inf means never chosen while others remain. MLX computes later than it
-    is called: there such a token's weights are NaN instead, and the error comes where the numbers are read.
+    without a finite one, is a `NumericError`; -inf means never chosen while others remain. MLX and GPUs compute later
+    than they are called: there such a token's weights are NaN instead, and the error comes where the numbers are read.
     """
-    kind = kind_of(logits)
+    form = FORMS[kind_of(logits)]
     spec = (
         top_k
         if isinstance(top_k, RouteSpec)
@@ -124,17 +125,12 @@ def route(
     if not shape:
         raise checks.shape_error("logits are a scalar, expected [..., E]")
     _check_experts(spec, shape[-1])
-    spec = _native_spec(spec, shape[-1], kind)
+    spec = _native_spec(spec, shape[-1], logits, form)
     out_shape = (*shape[:-1], spec.top_k)
     if 0 in out_shape:
-        return Routing(dispatch.zeros(out_shape, "uint32", kind), dispatch.zeros(out_shape, "float32", kind), shape[-1])
-    run = dispatch.verb("route", kind)
-    values = checks.cast(dispatch.native(logits, kind), "float32", kind)
-    if kind == "mlx":
-        ids, weights = run(values, spec)
-        return Routing(ids, weights, shape[-1])
-    ids, weights = run(values.reshape(-1, shape[-1]), spec)
-    return _routing(ids, weights, out_shape, kind, shape[-1])
+        return _no_routing(out_shape, shape[-1], logits, form)
+    ids, weights = form.verb("route")(form.rows(form.widened(logits), shape[-1]), spec)
+    return Routing(form.back(ids, out_shape), form.back(weights, out_shape), shape[-1])
 
 
 def gather_topk_weights(probs: Array, sorted_ids: Array, per_expert_scale: Array | None, top_k: int) -> Routing:
@@ -143,25 +139,29 @@ def gather_topk_weights(probs: Array, sorted_ids: Array, per_expert_scale: Array
     probs: floats [..., E]; sorted_ids: integers [..., S], S >= k, of which only the first k are looked at and must be
     in range; per_expert_scale: floats [E] or None. Where the sum is not positive, all weights of the token are zero.
     """
-    kind = dispatch.kind_of_both(probs, sorted_ids, ("probs", "sorted_ids"))
+    form = FORMS[dispatch.kind_of_both(probs, sorted_ids, ("probs", "sorted_ids"))]
     checks.float_dtype(probs, "probs")
     shape, k = tuple(probs.shape), checks.positive_integer(top_k, "top_k")
     if not shape or tuple(sorted_ids.shape[:-1]) != shape[:-1] or sorted_ids.shape[-1] < k:
         raise checks.shape_error(
             f"probs are {list(shape)} and sorted_ids {list(sorted_ids.shape)}, expected [..., E] and [..., S], S >= {k}"
         )
-    scale = _vector(per_expert_scale, "per_expert_scale", shape[-1], kind)
-    chosen = checks.integer_ids(sorted_ids[..., :k], "sorted_ids", kind, shape[-1])
+    scale = _vector(per_expert_scale, "per_expert_scale", shape[-1], probs, form)
+    chosen = checks.integer_ids(sorted_ids[..., :k], "sorted_ids", form, shape[-1])
     out_shape = (*shape[:-1], k)
     if 0 in out_shape:
-        return Routing(chosen, dispatch.zeros(out_shape, "float32", kind), shape[-1])
-    run = dispatch.verb("gather_topk_weights", kind)
-    values = checks.cast(dispatch.native(probs, kind), "float32", kind)
-    if kind == "mlx":
-        ids, weights = run(values, chosen, scale, k)
-        return Routing(ids, weights, shape[-1])
-    ids, weights = run(values.reshape(-1, shape[-1]), chosen.reshape(-1, k), scale, k)
-    return _routing(ids, weights, out_shape, kind, shape[-1])
+        return _no_routing(out_shape, shape[-1], probs, form)
+    run = form.verb("gather_topk_weights")
+    ids, weights = run(form.rows(form.widened(probs), shape[-1]), form.rows(chosen, k), scale, k)
+    return Routing(form.back(ids, out_shape), form.back(weights, out_shape), shape[-1])
+
+
+def routed_ids(routing: Routing, n_experts: int, form: Form) -> Array:
+    """The ids of a routing as the back end takes them; looked at only where nobody knows that they are in range."""
+    known = routing.n_experts is not None and routing.n_experts <= n_experts and dtype_name(routing.ids) == "uint32"
+    if known:
+        return form.ids(form.view(routing.ids))
+    return checks.integer_ids(routing.ids, "ids", form, n_experts)
 
 
 def route_reference(logits: Array, spec: RouteSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -214,6 +214,11 @@ def _outside_of_best_groups(choice: np.ndarray, spec: RouteSpec) -> np.ndarray:
     return np.broadcast_to(outside[..., None], grouped.shape).reshape(choice.shape)
 
 
+def _no_routing(shape: tuple[int, ...], n_experts: int, like: Array, form: Form) -> Routing:
+    ids, weights = (form.zeros(shape, dtype, like) for dtype in ("uint32", "float32"))
+    return Routing(ids, weights, n_experts)
+
+
 def _check_experts(spec: RouteSpec, n_experts: int) -> None:
     if spec.top_k > n_experts:
         raise ArgumentError(f"top_k is {spec.top_k} with {n_experts} experts; expected at most as many", code="routing")
@@ -232,10 +237,10 @@ def _check_experts(spec: RouteSpec, n_experts: int) -> None:
         )
 
 
-def _native_spec(spec: RouteSpec, n_experts: int, kind: Any) -> RouteSpec:
+def _native_spec(spec: RouteSpec, n_experts: int, logits: Array, form: Form) -> RouteSpec:
     """The spec with its arrays as the back end takes them: f32 [E]."""
-    scale = _vector(spec.per_expert_scale, "per_expert_scale", n_experts, kind)
-    bias = _vector(spec.selection_bias, "selection_bias", n_experts, kind)
+    scale = _vector(spec.per_expert_scale, "per_expert_scale", n_experts, logits, form)
+    bias = _vector(spec.selection_bias, "selection_bias", n_experts, logits, form)
     if scale is spec.per_expert_scale and bias is spec.selection_bias:
         return spec
     return RouteSpec(
@@ -251,19 +256,11 @@ def _native_spec(spec: RouteSpec, n_experts: int, kind: Any) -> RouteSpec:
     )
 
 
-def _vector(vector: Array | None, name: str, n_experts: int, kind: Any) -> Array | None:
+def _vector(vector: Array | None, name: str, n_experts: int, first: Array, form: Form) -> Array | None:
     if vector is None:
         return None
-    if kind_of(vector) != kind:
-        raise dispatch.mixed_kinds({"the first argument": kind, name: kind_of(vector)})
+    dispatch.kind_of_both(first, vector, ("the first argument", name))
     checks.float_dtype(vector, name)
     if tuple(vector.shape) != (n_experts,):
         raise checks.shape_error(f"{name} is {list(vector.shape)}, expected [{n_experts}]: one value for each expert")
-    return checks.cast(dispatch.native(vector, kind), "float32", kind)
-
-
-def _routing(ids: np.ndarray, weights: np.ndarray, shape: tuple[int, ...], kind: Any, n_experts: int) -> Routing:
-    parts = (ids.reshape(shape), weights.reshape(shape))
-    if kind != "numpy":
-        parts = cast(Any, tuple(from_numpy(part, kind) for part in parts))
-    return Routing(*parts, n_experts)
+    return form.widened(vector)

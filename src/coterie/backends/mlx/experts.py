@@ -10,6 +10,7 @@ from coterie.backends.mlx.matmul import gather_mm, gather_qmm
 from coterie.backends.mlx.metal import experts as metal
 from coterie.backends.mlx.metal import launch
 from coterie.backends.mlx.routing import group
+from coterie.errors import UnsupportedError
 from coterie.formats import Packed
 from coterie.ops.routing import Routing
 
@@ -17,7 +18,13 @@ _GROUPED_FROM = 64
 """Routed rows from which sorting them by expert pays; mlx-lm sorts from there too."""
 
 
-def moe(x: mx.array, routing: Routing, experts: Any) -> mx.array:
+def moe(x: mx.array, routing: Routing, experts: Any, precision: str = "default") -> mx.array:
+    if precision == "int8":
+        raise UnsupportedError(
+            'precision="int8" was asked for with MLX arrays, but only the CPU back end has it; use '
+            'precision="default", or NumPy arrays',
+            code="int8",
+        )
     k = routing.ids.shape[-1]
     if routing.ids.size < _GROUPED_FROM and launch.usable() and metal.fit(experts):
         return metal.moe(x, routing, experts)
