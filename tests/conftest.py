@@ -1,5 +1,6 @@
 """What every test shares: the repository's root, a seeded generator, and skips that say why."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,11 @@ def _has_cuda() -> bool:
     if shutil.which("nvidia-smi") is None:
         return False
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+
+
+if not _has_cuda():
+    # Triton asks once, when it is imported, and any test may import it: so this stands here and not in tests/cuda.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @cache

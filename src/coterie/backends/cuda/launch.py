@@ -42,13 +42,15 @@ def _launches_early(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _FIRST_WITH_EARLY_LAUNCH
 
 
-def early(tensor: torch.Tensor) -> dict[str, Any]:
+def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
     """The arguments of a kernel that let it begin early where the device of `tensor` can: EARLY, and the launch's own.
 
-    The interpreter and other makers' GPUs know no such launch.
+    The interpreter and other makers' GPUs know no such launch. fused: a product and a sum may be rounded once,
+    together; said each time, because Triton's default changes between its releases.
     """
-    can = _launches_early(tensor.device)
-    return {"EARLY": True, "launch_pdl": True} if can else {"EARLY": False}
+    if _launches_early(tensor.device):
+        return {"EARLY": True, "launch_pdl": True, "enable_fp_fusion": fused}
+    return {"EARLY": False, "enable_fp_fusion": fused}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,81 @@
+"""Where the kernels run: compiled on a GPU where there is one, else by Triton's interpreter on CPU tensors.
+
+What the library allocates without setting it is poisoned first: nothing may depend on what stood there.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device of the tensors that a verb is given: "cuda", or "cpu" where Triton's interpreter runs the kernels."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        return "cuda"
+    from coterie.backends.cuda import launch
+
+    assert launch.INTERPRETED.value, "Triton was imported before TRITON_INTERPRET was set: see tests/conftest.py"
+    return "cpu"
+
+
+@pytest.fixture
+def doors(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The public doors take tensors on `device` as the kind "cuda", those on the CPU too where there is no GPU."""
+    from coterie import arrays
+
+    if device == "cpu":
+        monkeypatch.setitem(arrays._KIND_OF_TENSOR, False, "cuda")
+    return device
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter computes with NumPy, which warns where a GPU does not, and cuts off where bfloat16 is rounded."""
+    if device == "cuda":
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+    handle = interpreter.TensorHandle
+
+    def rounding(self: Any, source: Any, target: Any) -> Any:
+        pair = (source.dtype.scalar, target.scalar)
+        if pair == (tl.float32, tl.bfloat16):
+            return handle(source.data.astype(ml_dtypes.bfloat16).view(np.uint16), tl.bfloat16)
+        if pair == (tl.bfloat16, tl.float32):
+            return handle(source.data.view(ml_dtypes.bfloat16).astype(np.float32), tl.float32)
+        return cast(self, source, target)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def poisoned(allocate: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            tensor = allocate(*arguments, **options)
+            if tensor.dtype == torch.uint32:
+                tensor.view(torch.int32).fill_(0x5A5A5A5A)
+            else:
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 0x5A)
+            return tensor
+
+        return run
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
