@@ -27,6 +27,9 @@ if not _has_cuda():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of a GPU's memory
+
+
 @cache
 def _has_metal() -> bool:
     """MLX is asked only where it can have a GPU: importing it costs time."""

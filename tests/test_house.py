@@ -61,6 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 HEAVY = (
     "torch",
+    "jax",
+    "cupy",
+    "triton",
     "mlx",
     "numba",
     "llvmlite",

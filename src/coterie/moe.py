@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, as_numpy, common_kind, kind_of
+from coterie.arrays import ON_A_GPU, Array, Kind, as_numpy, common_kind, kind_of
 from coterie.errors import ArgumentError
 from coterie.formats import Packed, codec
 from coterie.ops import checks
@@ -36,8 +36,8 @@ class Experts:
     and before the weighting.
 
     Strided arrays are copied once, here. `n_experts`, `hidden` (H) and `intermediate` (I) are
-    the sizes found; `native` is the record as a back end takes it: the same one, or NumPy views of PyTorch's tensors on
-    the CPU.
+    the sizes found; `native` is the record as a back end takes it: the same one, or one of what it sees in the arrays'
+    memory (NumPy arrays of PyTorch's and JAX's on the CPU, tensors of JAX's and CuPy's on a GPU).
     """
 
     gate: Projection
@@ -63,7 +63,7 @@ class Experts:
         set_field(self, "hidden", hidden)
         set_field(self, "intermediate", intermediate)
         _check_biases(self)
-        if self.kind == "torch":
+        if not FORMS[self.kind].is_native:
             gate, up, down = _native_projections(self)
             set_field(self, "native", Experts(gate, up, down, self.activation, **_native_biases(self)))
             return
@@ -94,7 +94,7 @@ def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default"
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")
     kind, form = experts.kind, FORMS[experts.kind]
     same = kind_of(x) == kind_of(routing.ids) == kind_of(routing.weights) == kind
-    if not same or kind == "cuda":
+    if not same or kind in ON_A_GPU:
         common_kind(x=x, routing=routing.ids, weights=routing.weights, experts=_first_part(experts))
     dtype, shape = checks.float_dtype(x, "x"), tuple(x.shape)
     _check_shapes(shape, routing, experts)

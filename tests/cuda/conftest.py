@@ -28,10 +28,10 @@ def device() -> str:
 @pytest.fixture
 def doors(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The public doors take tensors on `device` as the kind "cuda", those on the CPU too where there is no GPU."""
-    from coterie import arrays
+    from coterie.arrays import kinds
 
     if device == "cpu":
-        monkeypatch.setitem(arrays._KIND_OF_TENSOR, False, "cuda")
+        monkeypatch.setitem(kinds._KIND_OF_TENSOR, False, "cuda")
     return device
 
 

@@ -42,9 +42,9 @@ def weighted_sum(expert_out: Array, weights: Array) -> Array:
 def accumulate(accumulator: Array, expert_out: Array, weight: float | Array) -> Array:
     """accumulator += weight * expert_out, in f32; returns the accumulator.
 
-    accumulator: f32 [...], changed in place for NumPy and PyTorch (strided views too) and must not overlap expert_out;
-    MLX arrays do not change, there the sum is a new array. expert_out: the same shape in f32, f16 or bf16. weight: a
-    number, or an array of one float. Start from zeros.
+    accumulator: f32 [...], changed in place for NumPy, PyTorch and CuPy (strided views too) and must not overlap
+    expert_out; arrays of MLX and JAX do not change, there the sum is a new array. expert_out: the same shape in f32,
+    f16 or bf16. weight: a number, or an array of one float. Start from zeros.
     """
     form = FORMS[dispatch.kind_of_both(accumulator, expert_out, ("accumulator", "expert_out"))]
     if checks.float_dtype(accumulator, "accumulator") != "float32":

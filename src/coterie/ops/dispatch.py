@@ -1,8 +1,8 @@
 """Which back end computes: chosen by the arrays' kind, found by name only when first needed.
 
-    NumPy arrays and CPU tensors of PyTorch   coterie.backends.cpu    (tensors are seen as NumPy arrays, without a copy)
-    CUDA tensors of PyTorch                   coterie.backends.cuda
-    MLX arrays                                coterie.backends.mlx
+    NumPy; PyTorch and JAX on the CPU          coterie.backends.cpu    (all seen as NumPy arrays, without a copy)
+    PyTorch, JAX and CuPy on a GPU             coterie.backends.cuda   (all seen as tensors of PyTorch, without a copy)
+    MLX                                        coterie.backends.mlx
 
 A back end is a module with one function a verb. The doors in `ops/` check arguments and bring them into a canonical
 form first: `coterie.ops.forms`. A back end that needs a machine of its own has a function `check_machine`, which raises
@@ -15,11 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, bfloat16, common_kind, from_numpy, kind_of
+from coterie.arrays import ON_A_GPU, Array, Kind, bfloat16, common_kind, from_numpy, kind_of
 from coterie.errors import BackendUnavailableError, UnsupportedError
 from coterie.formats import Packed
 
-_BACKEND_OF: dict[Kind, str] = {"numpy": "cpu", "torch": "cpu", "cuda": "cuda", "mlx": "mlx"}
+_BACKEND_OF: dict[Kind, str] = {
+    "numpy": "cpu",
+    "torch": "cpu",
+    "jax": "cpu",
+    "cuda": "cuda",
+    "jax_cuda": "cuda",
+    "cupy": "cuda",
+    "mlx": "mlx",
+}
 _HOW_TO_GET = {
     "cpu": "it needs numba: pip install coterie",
     "mlx": "it needs a working mlx: pip install 'coterie[mlx]'",
@@ -85,7 +93,7 @@ def kind_of_both(first: Array, second: Array, names: tuple[str, str]) -> Kind:
     if type(first) is np.ndarray and type(second) is np.ndarray:
         return "numpy"
     kind = kind_of(first)
-    if kind != kind_of(second) or kind == "cuda":
+    if kind != kind_of(second) or kind in ON_A_GPU:
         common_kind(**{names[0]: first, names[1]: second})
     return kind
 

@@ -1,22 +1,34 @@
 """The form in which a back end takes the arrays of each kind, and the way back to the caller's.
 
 * NumPy arrays, for the cpu back end: C-contiguous and aligned; leading axes are flattened into one (T tokens, B
-  matrices, R rows), indices are uint32 [R] and in range, nothing is empty. Tensors of PyTorch on the CPU are seen as
-  NumPy arrays.
-* Tensors on a GPU, for the cuda back end: the same, except that indices are int32, and that a door does not widen
-  floats which kernels widen themselves (logits, probabilities, weights of slots). While a CUDA graph is captured nobody
-  can look at indices: then a kernel may meet ids out of range, and must not follow them.
+  matrices, R rows), indices are uint32 [R] and in range, nothing is empty. Arrays of PyTorch and JAX on the CPU are
+  seen as NumPy arrays.
+* Tensors of PyTorch on a GPU, for the cuda back end: the same, except that indices are int32, and that a door does not
+  widen floats which kernels widen themselves (logits, probabilities, weights of slots). While a CUDA graph is captured
+  nobody can look at indices: then a kernel may meet ids out of range, and must not follow them. Arrays of JAX and CuPy
+  on a GPU are seen as tensors.
 * MLX arrays, for the mlx back end: the caller's own arrays and shapes; indices are checked but not flattened, as MLX's
   operations broadcast themselves.
 
 Results come back in the form in which their arguments went in.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from coterie.arrays import Array, Kind, as_numpy, dtype_name, numpy_as_torch, torch_as_numpy
+from coterie.arrays import (
+    Array,
+    Kind,
+    as_numpy,
+    as_torch,
+    dtype_name,
+    from_numpy,
+    from_torch,
+    numpy_as_torch,
+    torch_as_numpy,
+)
 from coterie.errors import ArgumentError
 from coterie.formats import Packed
 from coterie.ops import dispatch
@@ -31,6 +43,9 @@ class Form:
 
     flattens = True
     """Whether leading axes are flattened into one."""
+
+    is_native = True
+    """Whether the back end takes the caller's arrays themselves, and not what it sees in their memory."""
 
     def verb(self, name: str) -> Any:
         """The function `name` of the back end."""
@@ -120,7 +135,7 @@ class Form:
 
     def scalar(self, number: Array) -> Any:
         """The factor that an array of one element holds."""
-        return float(number)
+        return float(self.view(number).reshape(()))
 
     def add_to(self, accumulator: Array, outputs: Array, factor: Any) -> Array:
         """accumulator += factor * outputs where it lies, by the back end's `accumulate`; the accumulator."""
@@ -138,29 +153,48 @@ class Form:
 class _TorchForm(Form):
     """Tensors of PyTorch on the CPU, seen as NumPy arrays."""
 
-    kind = "torch"
+    kind: Kind = "torch"
+    is_native = False
 
     def view(self, array: Array) -> Array:
         return torch_as_numpy(array)
 
     def dense(self, array: Array) -> Array:
-        return _dense(torch_as_numpy(array))
+        return _dense(self.view(array))
 
     def weight(self, array: Array) -> Array:
-        return super().weight(torch_as_numpy(array))
+        return super().weight(self.view(array))
 
     def either_way(self, array: Array) -> Array:
-        view = torch_as_numpy(array)
+        view = self.view(array)
         return view if view.swapaxes(-1, -2).flags.c_contiguous else super().weight(view)
 
     def back(self, result: Array, shape: Shape) -> Array:
         return numpy_as_torch(result if result.shape == shape else result.reshape(shape))
 
 
+class _JaxForm(_TorchForm):
+    """Arrays of JAX on the CPU, seen as NumPy arrays, which must not be written to."""
+
+    kind: Kind = "jax"
+
+    def view(self, array: Array) -> Array:
+        return as_numpy(array)
+
+    def back(self, result: Array, shape: Shape) -> Array:
+        return from_numpy(result.reshape(shape), self.kind)
+
+    def add_to(self, accumulator: Array, outputs: Array, factor: Any) -> Array:
+        """The sum as a new array: JAX's arrays do not change."""
+        total = np.array(self.view(accumulator), order="C")
+        self.verb("accumulate")(total, self.dense(outputs), factor)
+        return self.back(total, total.shape)
+
+
 class _CudaForm(Form):
     """Tensors of PyTorch on a GPU."""
 
-    kind = "cuda"
+    kind: Kind = "cuda"
 
     def view(self, array: Array) -> Array:
         return array.detach() if array.requires_grad else array
@@ -181,10 +215,10 @@ class _CudaForm(Form):
         return self.dense(array)
 
     def back(self, result: Array, shape: Shape) -> Array:
-        return result.reshape(shape)
+        return from_torch(result.reshape(shape), self.kind)
 
     def zeros(self, shape: Shape, dtype: str, like: Array) -> Array:
-        return self._tensors.zeros(shape, dtype, self.view(like))
+        return self.back(self._tensors.zeros(shape, dtype, self.view(like)), shape)
 
     def dtype(self, name: str) -> Any:
         return self._tensors.dtype_of(name)
@@ -219,10 +253,32 @@ class _CudaForm(Form):
         return dispatch.get("cuda").tensors
 
 
+class _CupyForm(_CudaForm):
+    """Arrays of CuPy, seen as tensors."""
+
+    kind: Kind = "cupy"
+    is_native = False
+
+    def view(self, array: Array) -> Array:
+        return as_torch(array, self.kind)
+
+
+class _JaxCudaForm(_CupyForm):
+    """Arrays of JAX on a GPU, seen as tensors, which must not be written to."""
+
+    kind: Kind = "jax_cuda"
+
+    def add_to(self, accumulator: Array, outputs: Array, factor: Any) -> Array:
+        """The sum as a new array: JAX's arrays do not change."""
+        total = self.view(accumulator).clone(memory_format=sys.modules["torch"].contiguous_format)
+        self.verb("accumulate")(total, self.dense(outputs), factor)
+        return self.back(total, tuple(total.shape))
+
+
 class _MlxForm(Form):
     """MLX's own arrays; what is not said here, MLX's operations do themselves."""
 
-    kind = "mlx"
+    kind: Kind = "mlx"
     flattens = False
 
     def dense(self, array: Array) -> Array:
@@ -265,7 +321,9 @@ class _MlxForm(Form):
         return self.verb("accumulate")(accumulator, outputs, factor)
 
 
-FORMS: dict[Kind, Form] = {form.kind: form for form in (Form(), _TorchForm(), _CudaForm(), _MlxForm())}
+FORMS: dict[Kind, Form] = {
+    form.kind: form for form in (Form(), _TorchForm(), _JaxForm(), _CudaForm(), _CupyForm(), _JaxCudaForm(), _MlxForm())
+}
 
 
 def _dense(array: np.ndarray) -> np.ndarray:

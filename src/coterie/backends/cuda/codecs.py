@@ -44,11 +44,10 @@ def quantize(w: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor, 
     rows = w.reshape(-1, w.shape[-1])
     step = max(1, _WEIGHTS_AT_ONCE // rows.shape[1])
     parts = [_rows(rows[first : first + step], fmt) for first in range(0, len(rows), step)]
-    codes, scales, biases = (
-        None if pieces[0] is None else torch.cat(pieces).reshape(*w.shape[:-1], -1)
-        for pieces in zip(*parts, strict=True)
-    )
-    return codes, scales, biases
+    leading = w.shape[:-1]
+    codes, scales = (torch.cat([part[place] for part in parts]).reshape(*leading, -1) for place in (0, 1))
+    biases = None if parts[0][2] is None else torch.cat([part[2] for part in parts]).reshape(*leading, -1)
+    return codes.view(torch.uint32), scales, biases
 
 
 def _rows(rows: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -125,10 +124,10 @@ def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes uint8 [rows, K] as words uint32: eight of them meet in a 64-bit integer, whose low bytes are the stream."""
+    """Codes uint8 [rows, K] as words int32: eight of them meet in a 64-bit integer, whose low bytes are the stream."""
     units = codes.reshape(len(codes), -1, 8).to(torch.int64)
     stream = torch.zeros_like(units[..., 0])
     for place in range(8):
         stream |= units[..., place] << (place * bits)
     octets = stream.contiguous().view(torch.uint8).reshape(*stream.shape, 8)[..., :bits]
-    return octets.reshape(len(codes), -1).contiguous().view(torch.uint32)
+    return octets.reshape(len(codes), -1).contiguous().view(torch.int32)

@@ -1,4 +1,7 @@
-"""Tensors in the form in which the verbs take them: dense, aligned, indices as int32."""
+"""Tensors in the form in which the verbs take them: dense, aligned, indices as int32.
+
+PyTorch can do little with unsigned integers of more than 8 bits: here they are seen as signed ones of the same bits.
+"""
 
 import torch
 
@@ -8,6 +11,7 @@ _ALIGNMENT = 16
 """Bytes that a weight's address is a multiple of, so that kernels can fetch 16 bytes at a time."""
 
 _LARGEST = (1 << 31) - 1
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -38,27 +42,31 @@ def cast(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 @within_memory
 def zeros(shape: tuple[int, ...], name: str, like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(shape, dtype=dtype_of(name), device=like.device)
+    dtype = dtype_of(name)
+    return torch.zeros(shape, dtype=_SIGNED.get(dtype, dtype), device=like.device).view(dtype)
 
 
 def extremes(ids: torch.Tensor) -> tuple[int, int] | None:
     """The least and the greatest of integers, for which this waits; None where there is nothing to be read."""
     if ids.numel() == 0 or is_capturing(ids):
         return None
-    least, greatest = torch.stack(torch.aminmax(_signed(ids))).tolist()
-    return least, greatest
+    offset, signed = 0, _SIGNED.get(ids.dtype)
+    if signed is not None:
+        # Turning the highest bit moves the unsigned range down onto the signed one, in order.
+        offset = -torch.iinfo(signed).min
+        ids = ids.contiguous().view(signed) ^ -offset
+    least, greatest = torch.stack(torch.aminmax(ids)).tolist()
+    return least + offset, greatest + offset
 
 
 @within_memory
 def indices(ids: torch.Tensor) -> torch.Tensor:
     """Integers as dense int32; those out of every range are negative or very large there, too."""
-    if ids.dtype == torch.uint32:
-        return ids.contiguous().view(torch.int32)
-    if ids.dtype == torch.uint64:
-        ids = ids.view(torch.int64)
-    if ids.dtype == torch.int64:
-        ids = ids.clamp(-1, _LARGEST)
-    return ids.to(torch.int32).contiguous()
+    ids = ids.contiguous()
+    if ids.dtype == torch.uint16:
+        return ids.view(torch.int16).to(torch.int32) & 0xFFFF
+    ids = ids.view(_SIGNED.get(ids.dtype, ids.dtype))
+    return (ids.clamp(-1, _LARGEST) if ids.dtype == torch.int64 else ids).to(torch.int32)
 
 
 @within_memory
@@ -76,13 +84,6 @@ def ascends(ids: torch.Tensor) -> bool:
         return True
     flat = ids.reshape(-1)
     return not bool((flat[1:] < flat[:-1]).any())
-
-
-def _signed(ids: torch.Tensor) -> torch.Tensor:
-    """The same integers in a dtype that PyTorch can compare."""
-    if ids.dtype == torch.uint64:
-        return ids.view(torch.int64)
-    return ids.to(torch.int64) if ids.dtype in (torch.uint16, torch.uint32) else ids
 
 
 def is_capturing(tensor: torch.Tensor) -> bool:

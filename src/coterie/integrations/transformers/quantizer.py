@@ -19,7 +19,6 @@ from coterie.checkpoint import open_checkpoint
 from coterie.errors import UnsupportedError
 from coterie.integrations.transformers import swap
 from coterie.integrations.transformers.names import Rename, renames_of
-from coterie.ops import dispatch
 
 METHOD = "mlx"
 """The `quant_method` under which transformers knows MLX's formats."""
@@ -56,8 +55,6 @@ class MlxQuantizer(HfQuantizer):  # type: ignore[misc]
                 code="quantize_on_load",
             )
         for device in _devices(device_map):
-            if device == "cuda":
-                dispatch.get("cuda")
             if device != "cpu":
                 raise UnsupportedError(
                     f'device_map names {device!r}; packed weights run on the CPU: device_map="cpu", or none',
