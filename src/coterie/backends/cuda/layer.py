@@ -1,0 +1,96 @@
+"""The experts of a layer: two launches for one token, four for more.
+
+    activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
+
+For one token there is nothing to sort, and down is weighted and summed as it is multiplied.
+"""
+
+from typing import Any
+
+import torch
+import triton
+
+from coterie.backends.cuda.activations import glu
+from coterie.backends.cuda.kernels.down import down_kernel, sum_slots_kernel
+from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
+from coterie.backends.cuda.stacks import Stack, stack_of
+from coterie.backends.cuda.tiles import Tile, groups_at_once, tile_for
+from coterie.ops.routing import Routing
+
+_SUM_BLOCK = 512
+_DOWN_ROWS = 16
+_DOWN_STAGES = 3
+
+
+def moe(x: torch.Tensor, routing: Routing, experts: Any, precision: str = "default") -> torch.Tensor:  # noqa: ARG001
+    """bfloat16 activations are multiplied as they are, others as the sum of two bfloat16 numbers."""
+    return run_experts(x, routing.ids, routing.weights, experts, parts_of(x), x.dtype)
+
+
+def parts_of(x: torch.Tensor) -> int:
+    """How many bfloat16 numbers an activation of x is: enough for its digits, 16 of f32's 24."""
+    return 1 if x.dtype == torch.bfloat16 else 2
+
+
+def run_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`."""
+    gate, down = stack_of(experts.gate), stack_of(experts.down)
+    chosen = ids.view(torch.int32).reshape(-1)
+    top_k = ids.shape[-1]
+    tile = tile_for(gate, chosen.numel(), parts)
+    if len(x) == 1:
+        rows, slots = prepare(x, gate, parts), Slots(chosen, top_k, tile.rows)
+    else:
+        rows, slots = prepare_and_group(x, gate, parts, chosen, top_k, tile.rows)
+    hidden = _hidden(x, rows, slots, gate, down, experts, tile)
+    per_slot = Slots(chosen, 1, slots.rows, slots.order, slots.offsets, slots.blocks)
+    if len(x) == 1:
+        return _down_of_one(hidden, per_slot, weights, down, experts.down_bias, dtype)
+    values = multiply(hidden, per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
+    return _sum_slots(values, per_slot, weights, gate.n_experts, top_k, dtype)
+
+
+def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack, experts: Any, tile: Tile) -> Rows:
+    """The gated hidden values of every slot, for products with `down`."""
+    up = None if experts.up is None else stack_of(experts.up)
+    biases = (experts.gate_bias, experts.up_bias)
+    if up is None or up.same_format == gate.same_format:
+        return gate_and_up(rows, slots, gate, up, biases, experts.activation, down, rows.parts, tile)
+    gates = multiply(rows, slots, gate, biases[0], tile, torch.float32)
+    ups = multiply(prepare(x, up, rows.parts), slots, up, biases[1], tile, torch.float32)
+    return prepare(glu(gates, ups, experts.activation), down, rows.parts)
+
+
+def _down_of_one(
+    hidden: Rows, slots: Slots, weights: torch.Tensor, down: Stack, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """One token's sum over its slots, [1, H]."""
+    n_slots = slots.n
+    out = torch.empty((1, down.n_rows), dtype=dtype, device=weights.device)
+    n_together = max(1, groups_at_once(down) // triton.next_power_of_2(n_slots))
+    with on_device_of(out):
+        down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), 1)](
+            hidden.values, hidden.sums, down.codes, down.scales, down.biases, hidden.sums if bias is None else bias,
+            slots.ids, weights, out, down.n_experts, n_slots, n_slots, down.n_rows,
+            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess, hidden.span,
+            bias is not None, hidden.parts, triton.next_power_of_2(n_slots), n_together, _DOWN_ROWS, _DOWN_STAGES,
+            **early(out),
+        )  # fmt: skip
+    return out
+
+
+def _sum_slots(
+    values: torch.Tensor, slots: Slots, weights: torch.Tensor, n_experts: int, top_k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Each token's weighted sum [T, H] of values [T * top_k, H]."""
+    n_tokens, n_columns = slots.n // top_k, values.shape[1]
+    out = torch.empty((n_tokens, n_columns), dtype=dtype, device=values.device)
+    with on_device_of(out):
+        sum_slots_kernel[(n_tokens, triton.cdiv(n_columns, _SUM_BLOCK))](
+            values, slots.ids, weights, out, n_experts, top_k, n_columns,
+            triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out),
+        )  # fmt: skip
+    return out

@@ -1,0 +1,143 @@
+"""Products of routed rows with the matrices of their experts: what every matrix product of this back end comes down to."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from coterie.backends.cuda.kernels.few import few_rows_kernel
+from coterie.backends.cuda.kernels.many import many_rows_kernel
+from coterie.backends.cuda.kernels.prepare import prepare_kernel
+from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.stacks import Stack
+from coterie.backends.cuda.tiles import Tile, groups_at_once
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Activations in the order of a stack's codes: bfloat16 [parts, n, K], and their sums over runs of `span`, f32
+    [parts, n, K / span].
+    """
+
+    values: torch.Tensor
+    sums: torch.Tensor
+    span: int
+
+    @property
+    def parts(self) -> int:
+        """How many numbers an activation is the sum of."""
+        return self.values.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Routed rows, slot s of token s // top_k, by expert. order, offsets and blocks are those of `prepare_kernel` for
+    blocks of `rows`; None in all of them: each slot is a block of its own.
+    """
+
+    ids: torch.Tensor
+    top_k: int
+    rows: int
+    order: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
+    blocks: torch.Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self.ids.numel()
+
+
+def prepare(x: torch.Tensor, stack: Stack, parts: int) -> Rows:
+    """Rows x [n, K] for products with `stack`."""
+    return _prepare(x, stack, parts, None, 1)[0]
+
+
+def prepare_and_group(
+    x: torch.Tensor, stack: Stack, parts: int, ids: torch.Tensor, top_k: int, rows: int
+) -> tuple[Rows, Slots]:
+    """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of `rows`, in one launch."""
+    values, slots = _prepare(x, stack, parts, ids, rows)
+    assert slots is not None
+    return values, Slots(ids, top_k, rows, *slots)
+
+
+def _prepare(
+    x: torch.Tensor, stack: Stack, parts: int, ids: torch.Tensor | None, rows: int
+) -> tuple[Rows, tuple[torch.Tensor, ...] | None]:
+    n, k = x.shape
+    values = torch.empty((parts, n, k), dtype=torch.bfloat16, device=x.device)
+    n_groups = k // stack.group if stack.has_sums else 0
+    sums = torch.empty((parts, n, n_groups), dtype=torch.float32, device=x.device)
+    n_slots, n_programs = 0, 0
+    slots: tuple[torch.Tensor, ...] | None = None
+    if ids is not None:
+        n_slots, n_programs = ids.numel(), stack.n_experts
+        sizes = ((n_slots,), (n_programs + 1,), (n_slots // rows + n_programs, 2))
+        slots = tuple(torch.empty(size, dtype=torch.int32, device=x.device) for size in sizes)
+    order, offsets, blocks = (values,) * 3 if slots is None else slots
+    with on_device_of(x):
+        prepare_kernel[(n + n_programs,)](
+            x, values, sums, values if ids is None else ids, order, offsets, blocks, n, n_programs, n_slots,
+            k, stack.group, stack.per_unit, parts, stack.has_sums, max(1, 1024 // stack.group),
+            rows, slots is not None, min(1024, triton.next_power_of_2(max(n_slots, 16))), **early(x),
+        )  # fmt: skip
+    return Rows(values, sums, stack.group), slots
+
+
+def multiply(rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
+    """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N]."""
+    out = torch.empty((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
+    _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1)
+    return out
+
+
+def gate_and_up(
+    rows: Rows, slots: Slots, gate: Stack, up: Stack | None, biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    activation: str, down: Stack, parts: int, tile: Tile,
+) -> Rows:  # fmt: skip
+    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
+    device = rows.values.device
+    span = min(tile.bn, down.group)
+    values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
+    sums = torch.empty((parts, slots.n, triton.cdiv(down.n_columns, span)), dtype=torch.float32, device=device)
+    _launch(rows, slots, gate, up, *biases, tile, values, sums, activation, down, parts)
+    return Rows(values, sums, span)
+
+
+def _launch(
+    rows: Rows, slots: Slots, stack: Stack, up: Stack | None, bias: torch.Tensor | None, up_bias: torch.Tensor | None,
+    tile: Tile, out: torch.Tensor, out_sums: torch.Tensor, activation: str | None, target: Stack | None, parts: int,
+) -> None:  # fmt: skip
+    """Run the kernel that `tile` names; gated if there is a `target`, the stack that hidden values are for."""
+    gated, fused = target is not None, target is not None and up is None
+    second = stack if up is None else up
+    n_rows = stack.n_rows // 2 if fused else stack.n_rows
+    direct = slots.blocks is None
+    blocks = slots.ids if direct else slots.blocks
+    assert blocks is not None
+    n_blocks = slots.n if direct else blocks.shape[0]
+    kernel, own = (few_rows_kernel, {"DIRECT": direct, "GB": groups_at_once(stack)}) if tile.few else (many_rows_kernel, {})
+    x = rows.values
+    no_bias = rows.sums
+    with on_device_of(x):
+        kernel[(triton.cdiv(n_rows, tile.bn), n_blocks)](
+            x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
+            no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
+            slots.ids if slots.order is None else slots.order, slots.ids if slots.offsets is None else slots.offsets,
+            blocks, out, out_sums,
+            stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
+            stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
+            16 if target is None else target.group, 1 if target is None else target.per_unit,
+            16 if target is None else min(tile.bn, target.group), gated, activation or "", bias is not None,
+            tile.bn, tile.rows, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
+        )  # fmt: skip
+
+
+def _second_bias(
+    bias: torch.Tensor | None, up_bias: torch.Tensor | None, fused: bool, nothing: torch.Tensor
+) -> torch.Tensor:
+    """The up rows' bias: in the gate's own where both are one matrix."""
+    if fused and bias is not None:
+        return bias
+    return nothing if up_bias is None else up_bias

@@ -1,0 +1,70 @@
+"""Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
+
+from dataclasses import dataclass
+
+import torch
+
+from coterie.backends.cuda.kernels.codes import excess, units
+from coterie.formats import Packed
+
+Weight = Packed | torch.Tensor
+
+_PLAIN_GROUP = 64
+"""Columns that a product with plain weights takes at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """E matrices [N, K] of one format: `codes` seen as uint16 units, as bytes where codes straddle units, or plain.
+
+    per_unit: codes in a unit, 1 where they are fetched one by one. excess: what `kernels.codes` makes codes too large
+    by. For plain weights scales and biases are `codes` itself, and are not read.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    biases: torch.Tensor
+    n_experts: int
+    n_rows: int
+    n_columns: int
+    mode: str
+    bits: int
+    group: int
+    per_unit: int
+    excess: int
+
+    @property
+    def same_format(self) -> tuple[object, ...]:
+        """What two stacks must share to go through one kernel together."""
+        return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether products need the sums of activations over groups."""
+        return self.mode == "affine"
+
+
+def stack_of(weight: Weight) -> Stack:
+    """A matrix [N, K], or a stack of them [..., N, K]; what is made of a `Packed` is remembered by it."""
+    if not isinstance(weight, Packed):
+        n_rows, n_columns = weight.shape[-2:]
+        n = weight.numel() // (n_rows * n_columns)
+        return Stack(weight, weight, weight, n, n_rows, n_columns, "plain", 16, _PLAIN_GROUP, 1, 0)
+    found = weight.derived.get("cuda")
+    if found is None:
+        found = weight.derived["cuda"] = _packed_stack(weight)
+    return found  # type: ignore[no-any-return]
+
+
+def _packed_stack(packed: Packed) -> Stack:
+    fmt = packed.format
+    n_rows, n_columns = packed.shape[-2:]
+    per_unit = units(fmt.bits)
+    codes = packed.codes.contiguous().view(torch.uint16 if per_unit > 1 else torch.uint8)
+    scales = packed.scales.contiguous()
+    biases = scales if packed.biases is None else packed.biases.contiguous()
+    n = codes.numel() // (n_rows * codes.shape[-1])
+    return Stack(
+        codes, scales, biases, n, n_rows, n_columns, fmt.mode, fmt.bits, fmt.group_size, per_unit,
+        excess(fmt.mode, fmt.bits),
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""How large the pieces are that a program of a kernel takes, by the number of rows that an expert has."""
+
+from dataclasses import dataclass
+
+from coterie.backends.cuda.stacks import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """BN rows of a matrix and R routed rows, STAGES copies under way, and the warps of a program.
+
+    few: whether the kernel for few rows takes it.
+    """
+
+    few: bool
+    bn: int
+    rows: int
+    stages: int
+    warps: int
+
+
+_FEW_COLUMNS = 8
+"""Columns of the smallest product of the matrix units."""
+
+
+def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
+    """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns."""
+    rows = n_slots / stack.n_experts
+    if rows <= _FEW_COLUMNS // parts:
+        return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
+    if rows * parts <= 24:
+        return Tile(False, 64, 16 // parts, 4, 4)
+    if rows * parts <= 64:
+        return Tile(False, 64, 32 // parts, 4, 4)
+    return Tile(False, 64, 64 // parts, 4, 4)
+
+
+def groups_at_once(stack: Stack) -> int:
+    """Groups in a batch of the kernel for few rows: as many as give each warp a whole line of memory to read."""
+    if stack.mode == "plain" or stack.per_unit == 1:
+        return 4
+    return max(4, 64 * stack.per_unit // stack.group)
