@@ -18,6 +18,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 before the first import)."""
 
+SPEAKS_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
+"""Whether kernels may have instructions of NVIDIA's in them, where Triton has no word for what these do."""
+
 _FIRST_WITH_EARLY_LAUNCH = (9, 0)
 
 

@@ -15,12 +15,15 @@ from coterie.backends.cuda.kernels.down import down_kernel, sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.stacks import Stack, stack_of
-from coterie.backends.cuda.tiles import Tile, groups_at_once, tile_for
+from coterie.backends.cuda.tiles import Tile, tile_for
 from coterie.ops.routing import Routing
 
 _SUM_BLOCK = 512
 _DOWN_ROWS = 16
 _DOWN_STAGES = 3
+_LEAST_BATCH = 4
+_MOST_WARPS = 8
+"""A batch of the kernel for one token's down has a group for each warp, if the token's experts are not too many."""
 
 
 def moe(x: torch.Tensor, routing: Routing, experts: Any, precision: str = "default") -> torch.Tensor:  # noqa: ARG001
@@ -42,11 +45,11 @@ def run_experts(
     top_k = ids.shape[-1]
     tile = tile_for(gate, chosen.numel(), parts)
     if len(x) == 1:
-        rows, slots = prepare(x, gate, parts), Slots(chosen, top_k, tile.rows)
+        rows, slots = prepare(x, gate, parts, tile), Slots(chosen, top_k)
     else:
-        rows, slots = prepare_and_group(x, gate, parts, chosen, top_k, tile.rows)
+        rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
     hidden = _hidden(x, rows, slots, gate, down, experts, tile)
-    per_slot = Slots(chosen, 1, slots.rows, slots.order, slots.offsets, slots.blocks)
+    per_slot = Slots(chosen, 1, slots.order, slots.offsets, slots.blocks)
     if len(x) == 1:
         return _down_of_one(hidden, per_slot, weights, down, experts.down_bias, dtype)
     values = multiply(hidden, per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
@@ -60,24 +63,23 @@ def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack,
     if up is None or up.same_format == gate.same_format:
         return gate_and_up(rows, slots, gate, up, biases, experts.activation, down, rows.parts, tile)
     gates = multiply(rows, slots, gate, biases[0], tile, torch.float32)
-    ups = multiply(prepare(x, up, rows.parts), slots, up, biases[1], tile, torch.float32)
-    return prepare(glu(gates, ups, experts.activation), down, rows.parts)
+    ups = multiply(prepare(x, up, rows.parts, tile), slots, up, biases[1], tile, torch.float32)
+    return prepare(glu(gates, ups, experts.activation), down, rows.parts, tile)
 
 
 def _down_of_one(
     hidden: Rows, slots: Slots, weights: torch.Tensor, down: Stack, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """One token's sum over its slots, [1, H]."""
-    n_slots = slots.n
     out = torch.empty((1, down.n_rows), dtype=dtype, device=weights.device)
-    n_together = max(1, groups_at_once(down) // triton.next_power_of_2(n_slots))
+    n_batch = max(_LEAST_BATCH, triton.next_power_of_2(slots.n))
     with on_device_of(out):
         down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), 1)](
-            hidden.values, hidden.sums, down.codes, down.scales, down.biases, hidden.sums if bias is None else bias,
-            slots.ids, weights, out, down.n_experts, n_slots, n_slots, down.n_rows,
-            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess, hidden.span,
-            bias is not None, hidden.parts, triton.next_power_of_2(n_slots), n_together, _DOWN_ROWS, _DOWN_STAGES,
-            **early(out),
+            hidden.values, down.codes, down.scales, down.biases, weights if bias is None else bias,
+            slots.ids, weights, out, down.n_experts, slots.n, slots.n, down.n_rows,
+            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess,
+            bias is not None, hidden.parts, triton.next_power_of_2(slots.n), n_batch // triton.next_power_of_2(slots.n),
+            _DOWN_ROWS, _DOWN_STAGES, **early(out), num_warps=min(n_batch, _MOST_WARPS),
         )  # fmt: skip
     return out
 

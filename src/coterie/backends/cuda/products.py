@@ -7,10 +7,15 @@ import triton
 
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
-from coterie.backends.cuda.kernels.prepare import prepare_kernel
+from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_kernel
 from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.stacks import Stack
-from coterie.backends.cuda.tiles import Tile, groups_at_once
+from coterie.backends.cuda.tiles import Tile, steps
+
+
+_GROUPED_AT_ONCE = 4096
+"""Slots that each expert's program can look through by itself in a few microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,12 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Routed rows, slot s of token s // top_k, by expert. order, offsets and blocks are those of `prepare_kernel` for
-    blocks of `rows`; None in all of them: each slot is a block of its own.
+    """Routed rows, slot s of token s // top_k, by expert: order, offsets and blocks as `prepare_kernel` makes them.
+    Where these are None, each slot is a block of its own.
     """
 
     ids: torch.Tensor
     top_k: int
-    rows: int
     order: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
     blocks: torch.Tensor | None = None
@@ -48,39 +52,56 @@ class Slots:
         return self.ids.numel()
 
 
-def prepare(x: torch.Tensor, stack: Stack, parts: int) -> Rows:
-    """Rows x [n, K] for products with `stack`."""
-    return _prepare(x, stack, parts, None, 1)[0]
+def prepare(x: torch.Tensor, stack: Stack, parts: int, tile: Tile) -> Rows:
+    """Rows x [n, K] for products with `stack` by the kernel of `tile`."""
+    return _prepare(x, stack, parts, tile, None)[0]
 
 
 def prepare_and_group(
-    x: torch.Tensor, stack: Stack, parts: int, ids: torch.Tensor, top_k: int, rows: int
+    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
 ) -> tuple[Rows, Slots]:
-    """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of `rows`, in one launch."""
-    values, slots = _prepare(x, stack, parts, ids, rows)
+    """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of the tile's rows."""
+    if ids.numel() > _GROUPED_AT_ONCE or stack.n_experts > _GROUPED_AT_ONCE:
+        order, offsets, _ = group(ids, stack.n_experts)
+        blocks = _blocks(ids.numel(), stack.n_experts, tile.rows, ids.device)
+        with on_device_of(ids):
+            list_blocks_kernel[(stack.n_experts,)](
+                offsets.view(torch.int32), blocks, stack.n_experts, len(blocks),
+                triton.next_power_of_2(stack.n_experts), tile.rows, **early(ids),
+            )  # fmt: skip
+        sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
+        return prepare(x, stack, parts, tile), Slots(ids, top_k, *sorted_slots)
+    rows, slots = _prepare(x, stack, parts, tile, ids)
     assert slots is not None
-    return values, Slots(ids, top_k, rows, *slots)
+    return rows, Slots(ids, top_k, *slots)
+
+
+def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> torch.Tensor:
+    """Room for the table of blocks: each expert that has slots may leave one block that is not full."""
+    return torch.empty((n_slots // rows + min(n_experts, n_slots), 2), dtype=torch.int32, device=device)
 
 
 def _prepare(
-    x: torch.Tensor, stack: Stack, parts: int, ids: torch.Tensor | None, rows: int
+    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None
 ) -> tuple[Rows, tuple[torch.Tensor, ...] | None]:
     n, k = x.shape
     values = torch.empty((parts, n, k), dtype=torch.bfloat16, device=x.device)
-    n_groups = k // stack.group if stack.has_sums else 0
-    sums = torch.empty((parts, n, n_groups), dtype=torch.float32, device=x.device)
-    n_slots, n_programs = 0, 0
+    has_sums = stack.has_sums and not tile.few
+    sums = torch.empty((parts, n, k // stack.group if has_sums else 0), dtype=torch.float32, device=x.device)
     slots: tuple[torch.Tensor, ...] | None = None
+    n_slots, n_experts, experts = 0, 0, 0
     if ids is not None:
-        n_slots, n_programs = ids.numel(), stack.n_experts
-        sizes = ((n_slots,), (n_programs + 1,), (n_slots // rows + n_programs, 2))
-        slots = tuple(torch.empty(size, dtype=torch.int32, device=x.device) for size in sizes)
+        n_slots, n_experts = ids.numel(), stack.n_experts
+        experts = max(2, triton.next_power_of_2(n_experts))
+        order, offsets = (torch.empty(size, dtype=torch.int32, device=x.device) for size in (n_slots, n_experts + 1))
+        slots = (order, offsets, _blocks(n_slots, n_experts, tile.rows, x.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
     with on_device_of(x):
-        prepare_kernel[(n + n_programs,)](
-            x, values, sums, values if ids is None else ids, order, offsets, blocks, n, n_programs, n_slots,
-            k, stack.group, stack.per_unit, parts, stack.has_sums, max(1, 1024 // stack.group),
-            rows, slots is not None, min(1024, triton.next_power_of_2(max(n_slots, 16))), **early(x),
+        prepare_kernel[(n + n_experts,)](
+            x, values, sums, values if ids is None else ids, order, offsets, blocks,
+            n, n_experts, n_slots, 0 if slots is None else len(blocks),
+            k, stack.group, stack.per_unit, parts, has_sums, max(1, 1024 // stack.group),
+            tile.rows, experts, min(1024, triton.next_power_of_2(max(n_slots, 32))), **early(x),
         )  # fmt: skip
     return Rows(values, sums, stack.group), slots
 
@@ -88,7 +109,7 @@ def _prepare(
 def multiply(rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
     """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N]."""
     out = torch.empty((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
-    _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1)
+    _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
     return out
 
 
@@ -98,16 +119,18 @@ def gate_and_up(
 ) -> Rows:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
     device = rows.values.device
-    span = min(tile.bn, down.group)
+    span = 0 if tile.few or not down.has_sums else min(tile.bn, down.group)
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
-    sums = torch.empty((parts, slots.n, triton.cdiv(down.n_columns, span)), dtype=torch.float32, device=device)
-    _launch(rows, slots, gate, up, *biases, tile, values, sums, activation, down, parts)
+    n_sums = triton.cdiv(down.n_columns, span) if span else 0
+    sums = torch.empty((parts, slots.n, n_sums), dtype=torch.float32, device=device)
+    _launch(rows, slots, gate, up, *biases, tile, values, sums, activation, down, parts, span)
     return Rows(values, sums, span)
 
 
 def _launch(
     rows: Rows, slots: Slots, stack: Stack, up: Stack | None, bias: torch.Tensor | None, up_bias: torch.Tensor | None,
     tile: Tile, out: torch.Tensor, out_sums: torch.Tensor, activation: str | None, target: Stack | None, parts: int,
+    span: int,
 ) -> None:  # fmt: skip
     """Run the kernel that `tile` names; gated if there is a `target`, the stack that hidden values are for."""
     gated, fused = target is not None, target is not None and up is None
@@ -117,7 +140,9 @@ def _launch(
     blocks = slots.ids if direct else slots.blocks
     assert blocks is not None
     n_blocks = slots.n if direct else blocks.shape[0]
-    kernel, own = (few_rows_kernel, {"DIRECT": direct, "GB": groups_at_once(stack)}) if tile.few else (many_rows_kernel, {})
+    kernel, own = many_rows_kernel, {}
+    if tile.few:
+        kernel, own = few_rows_kernel, {"DIRECT": direct, "GB": tile.warps, "STEPS": steps(stack)}
     x = rows.values
     no_bias = rows.sums
     with on_device_of(x):
@@ -129,7 +154,7 @@ def _launch(
             stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
             stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
             16 if target is None else target.group, 1 if target is None else target.per_unit,
-            16 if target is None else min(tile.bn, target.group), gated, activation or "", bias is not None,
+            span, gated, activation or "", bias is not None,
             tile.bn, tile.rows, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
         )  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
+"""Matrices as the kernels read them: codes where they lie, in MLX's own layout; scales and biases turned around.
+
+A kernel needs the scales of many rows for one group. In MLX's layout these are two bytes each, far apart, too few for an
+asynchronous copy; the turned copies are an eighth of the codes, or less.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +19,8 @@ _PLAIN_GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """E matrices [N, K] of one format: `codes` seen as uint16 units, as bytes where codes straddle units, or plain.
+    """E matrices [N, K] of one format: `codes` seen as uint16 units, as bytes where codes straddle units, or plain;
+    scales and biases [E, K / group, N].
 
     per_unit: codes in a unit, 1 where they are fetched one by one. excess: what `kernels.codes` makes codes too large
     by. For plain weights scales and biases are `codes` itself, and are not read.
@@ -61,8 +66,8 @@ def _packed_stack(packed: Packed) -> Stack:
     n_rows, n_columns = packed.shape[-2:]
     per_unit = units(fmt.bits)
     codes = packed.codes.contiguous().view(torch.uint16 if per_unit > 1 else torch.uint8)
-    scales = packed.scales.contiguous()
-    biases = scales if packed.biases is None else packed.biases.contiguous()
+    scales = packed.scales.mT.contiguous()
+    biases = scales if packed.biases is None else packed.biases.mT.contiguous()
     n = codes.numel() // (n_rows * codes.shape[-1])
     return Stack(
         codes, scales, biases, n, n_rows, n_columns, fmt.mode, fmt.bits, fmt.group_size, per_unit,

@@ -35,8 +35,8 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     return Tile(False, 64, 64 // parts, 4, 4)
 
 
-def groups_at_once(stack: Stack) -> int:
-    """Groups in a batch of the kernel for few rows: as many as give each warp a whole line of memory to read."""
+def steps(stack: Stack) -> int:
+    """Batches that the kernel for few rows takes at once, each of a group a warp: a line of memory a row, at least."""
     if stack.mode == "plain" or stack.per_unit == 1:
-        return 4
-    return max(4, 64 * stack.per_unit // stack.group)
+        return 1
+    return max(1, 16 * stack.per_unit // stack.group)

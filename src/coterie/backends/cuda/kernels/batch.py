@@ -7,8 +7,8 @@ its matrix begins (`begin`, rows from the pointer on), which group of the row it
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.codes import fetched, low_and_high, numbers_of, scale_of
-from coterie.backends.cuda.kernels.dot import dot
+from coterie.backends.cuda.kernels.codes import bits_at, fetched, low_and_high, number_of, numbers_of
+from coterie.backends.cuda.kernels.dot import dot, plain_dot
 
 
 @triton.jit
@@ -33,31 +33,30 @@ def _plain(acc, x, weights, begin, row, group, mask, K: tl.constexpr, G: tl.cons
     k = group[:, None, None] * G + tl.arange(0, G)[None, None, :]
     start = weights + begin[:, None, None] * K + row[None, :, None] * K
     tile = tl.load(start + k, mask=mask & (k < K), other=0.0, eviction_policy="evict_first")
-    if weights.dtype.element_ty == tl.bfloat16:
-        return dot(tile, x, acc)
-    high = tile.to(tl.bfloat16)
-    low = (tile.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16)
-    return dot(low, x, dot(high, x, acc))
+    return plain_dot(tile, x, acc)
 
 
 @triton.jit
-def add_products(
-    acc, x, x_sums, codes, scales, biases, begin, row, inside, group, there,
-    K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    GB: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
-    """acc [GB, BN, BT] plus the products of the groups with x [GB, G, BT], whose sums over G are x_sums [GB, BT].
-
-    row, inside: [BN], rows of the matrix and which of them exist.
-    """
-    mask = there[:, None, None] & inside[None, :, None]
-    if MODE == "plain":
-        return _plain(acc, x, codes, begin, row, group, mask, K, G)
-    place = begin[:, None] * (K // G) + (row[None, :] * (K // G) + group[:, None])
-    stored = there[:, None] & inside[None, :]
-    scale = scale_of(tl.load(scales + place, mask=stored, other=0), MODE)
+def scale_bits(scales, biases, n_stored, begin, row, inside, group, there, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):  # fmt: skip
+    """The bits of the scales and of the biases [GB, BN] of the groups; zeros where the format has none."""
+    scale = group[:, None] * 0 + row[None, :] * 0
+    bias = scale
+    place = begin[:, None] * (K // G) + (group[:, None] * n_stored + row[None, :])
+    mask = there[:, None] & inside[None, :]
+    if MODE != "plain":
+        scale = bits_at(scales + place, mask)
     if MODE == "affine":
-        constant = tl.load(biases + place, mask=stored, other=0.0).to(tl.float32) - EXCESS * scale
+        bias = bits_at(biases + place, mask)
+    return scale, bias
+
+
+@triton.jit
+def _packed(
+    acc, x, x_sums, codes, scale, bias, begin, row, group, mask,
+    K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
+    TYPE: tl.constexpr, GB: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """acc plus the products with packed weights: the sum of each group, times its scale."""
     nothing = tl.zeros((GB, BN, BT), tl.float32)
     if C == 1:
         sums = dot(_bytes(codes, begin, row, group, mask, K, BITS, G), x, nothing)
@@ -67,22 +66,42 @@ def add_products(
     else:
         numbers = numbers_of(_units(codes, begin, row, group, mask, K, C, G), GB, BN, G, MODE, BITS)
         sums = dot(numbers, x, nothing)
-    acc = tl.fma(sums, tl.broadcast_to(scale[:, :, None], (GB, BN, BT)), acc)
+    factor = number_of(scale, TYPE, MODE)
+    acc = tl.fma(sums, tl.broadcast_to(factor[:, :, None], (GB, BN, BT)), acc)
     if MODE == "affine":
-        constant = tl.broadcast_to(constant[:, :, None], (GB, BN, BT))
-        acc = tl.fma(constant, tl.broadcast_to(x_sums[:, None, :], (GB, BN, BT)), acc)
+        constant = number_of(bias, TYPE, MODE) - EXCESS * factor
+        acc = tl.fma(x_sums, tl.broadcast_to(constant[:, :, None], (GB, BN, BT)), acc)
     return acc
 
 
 @triton.jit
-def group_sums(sums, starts, live, group, there, G: tl.constexpr, SPAN: tl.constexpr):
-    """Sums [GB, BT] of activations over groups, out of sums over runs of SPAN; rows of them begin at starts [GB, BT]."""
-    mask = live & there[:, None]
-    place = starts + group[:, None] * (G // SPAN)
-    total = tl.load(sums + place, mask=mask, other=0.0)
-    for run in tl.static_range(1, G // SPAN):
-        total += tl.load(sums + place + run, mask=mask, other=0.0)
-    return total
+def add_products(
+    acc, x, x_sums, codes, scale, bias, begin, row, inside, group, there,
+    K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
+    TYPE: tl.constexpr, GB: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """acc [GB, BN, BT] plus the products of the groups with x [GB, G, BT], whose sums over G are x_sums [GB, BN, BT].
+
+    row, inside: [BN], rows of the matrix and which of them exist. scale, bias: `scale_bits`, of floats of the TYPE.
+    """
+    mask = there[:, None, None] & inside[None, :, None]
+    if MODE == "plain":
+        acc = _plain(acc, x, codes, begin, row, group, mask, K, G)
+    else:
+        acc = _packed(acc, x, x_sums, codes, scale, bias, begin, row, group, mask, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+    return acc
+
+
+@triton.jit
+def sums_of(x, MODE: tl.constexpr, GB: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, G: tl.constexpr):
+    """The sums over G of x [GB, G, BT], for every row alike, [GB, BN, BT]: a product with ones costs less than sums do.
+
+    Only affine codes need them.
+    """
+    sums = tl.zeros((GB, BN, BT), tl.float32)
+    if MODE == "affine":
+        sums = dot(tl.full((GB, BN, G), 1.0, tl.bfloat16), x, sums)
+    return sums
 
 
 @triton.jit

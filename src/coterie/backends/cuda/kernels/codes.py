@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.dequantize import e2m1, e4m3, e8m0
-from coterie.backends.cuda.launch import INTERPRETED
+from coterie.backends.cuda.launch import SPEAKS_PTX
 
 _BFLOAT16_BIAS = tl.constexpr(127)
 
@@ -89,10 +89,12 @@ def _from_bits(bits):
 def _number(code, MODE: tl.constexpr, BITS: tl.constexpr):
     """The bfloat16 number of codes as integers, in plain operations."""
     if MODE == "affine":
-        return _from_bits((code << (7 - BITS)) | ((_BFLOAT16_BIAS + BITS) << 7))
-    if MODE == "mxfp8":
-        return e4m3(code.to(tl.uint32)).to(tl.bfloat16)
-    return e2m1(code.to(tl.uint32)).to(tl.bfloat16)
+        number = _from_bits((code << (7 - BITS)) | ((_BFLOAT16_BIAS + BITS) << 7))
+    elif MODE == "mxfp8":
+        number = e4m3(code.to(tl.uint32)).to(tl.bfloat16)
+    else:
+        number = e2m1(code.to(tl.uint32)).to(tl.bfloat16)
+    return number
 
 
 @triton.jit
@@ -125,18 +127,17 @@ def _sixteen(q, MODE: tl.constexpr, BITS: tl.constexpr):
 def _places(q, MODE: tl.constexpr, BITS: tl.constexpr):
     """Numbers of units [..., U], their places as new axes of two at the end, the first of them counting highest."""
     if BITS == 1:
-        return _sixteen(q, MODE, BITS)
-    if BITS == 2:
-        return _eight(q, 0, 1, MODE, BITS)
-    if BITS == 8:
-        return _two(q, 0, 1, MODE, BITS)
-    if INTERPRETED:
-        return _four(q, 0, 1, MODE, BITS)
-    if MODE == "affine":
-        a, b, c, d = _asm(q, _NIBBLES)
+        numbers = _sixteen(q, MODE, BITS)
+    elif BITS == 2:
+        numbers = _eight(q, 0, 1, MODE, BITS)
+    elif BITS == 8:
+        numbers = _two(q, 0, 1, MODE, BITS)
+    elif SPEAKS_PTX:
+        a, b, c, d = _asm(q, _NIBBLES if MODE == "affine" else _E2M1_NIBBLES)
+        numbers = tl.join(tl.join(a, c), tl.join(b, d))
     else:
-        a, b, c, d = _asm(q, _E2M1_NIBBLES)
-    return tl.join(tl.join(a, c), tl.join(b, d))
+        numbers = _four(q, 0, 1, MODE, BITS)
+    return numbers
 
 
 @triton.jit
@@ -162,15 +163,13 @@ def numbers_of(q, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr, MODE: tl.co
 @triton.jit
 def low_and_high(q, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
     """The two numbers [A, B, G] of 8-bit affine codes in units [A, B, G / 2]: 16 + low bits, 256 + 16 high bits."""
-    if INTERPRETED:
-        a, b, c, d = (
-            _from_bits(((q & 15) << 3) | 0x4180),
-            _from_bits((((q >> 4) & 15) << 3) | 0x4380),
-            _from_bits((((q >> 8) & 15) << 3) | 0x4180),
-            _from_bits((((q >> 12) & 15) << 3) | 0x4380),
-        )
-    else:
+    if SPEAKS_PTX:
         a, b, c, d = _asm(q, _LOW_AND_HIGH)
+    else:
+        a = _from_bits(((q & 15) << 3) | 0x4180)
+        b = _from_bits((((q >> 4) & 15) << 3) | 0x4380)
+        c = _from_bits((((q >> 8) & 15) << 3) | 0x4180)
+        d = _from_bits((((q >> 12) & 15) << 3) | 0x4380)
     return _side_by_side(tl.join(a, c), A, B, G), _side_by_side(tl.join(b, d), A, B, G)
 
 
@@ -191,11 +190,52 @@ def fetched(octets, place, inside, BITS: tl.constexpr):
     return _number(code_at(octets, place, inside, BITS), "affine", BITS)
 
 
+def _load(width: str) -> tl.constexpr:
+    """PTX: a load of few bits into a register of 32, or zero where the predicate is."""
+    load = f"setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.{width} $0, [$1];"
+    return tl.constexpr("{ .reg .pred p; " + load + " }")
+
+
+_LOAD_16 = _load("u16")
+_LOAD_8 = _load("u8")
+
+
 @triton.jit
-def scale_of(stored, MODE: tl.constexpr):
-    """Stored scales as f32."""
-    if MODE == "affine":
-        return stored.to(tl.float32)
+def _small_at(pointers, mask, TEXT: tl.constexpr):
+    place, there = pointers.to(tl.int64), tl.broadcast_to(mask, pointers.shape).to(tl.int32)
+    return tl.inline_asm_elementwise(TEXT, "=&r,l,r", [place, there], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def bits_at(pointers, mask):
+    """What is stored at pointers as int32: the bits of a float, or a byte.
+
+    Meant to be fetched a step ahead. Loads of 16 bits would not do: the compiler packs what they bring in pairs before
+    the step ends, and so waits for it.
+    """
+    TYPE: tl.constexpr = pointers.dtype.element_ty
+    if TYPE == tl.float32:
+        bits = tl.load(pointers, mask=mask, other=0.0).to(tl.int32, bitcast=True)
+    elif SPEAKS_PTX:
+        bits = _small_at(pointers, mask, _LOAD_8 if TYPE == tl.uint8 else _LOAD_16)
+    elif TYPE == tl.uint8:
+        bits = tl.load(pointers, mask=mask, other=0).to(tl.int32)
+    else:
+        bits = tl.load(pointers, mask=mask, other=0.0).to(tl.uint16, bitcast=True).to(tl.int32)
+    return bits
+
+
+@triton.jit
+def number_of(bits, TYPE: tl.constexpr, MODE: tl.constexpr):
+    """f32 numbers of `bits_at` of scales, or biases, of the given type."""
     if MODE == "nvfp4":
-        return e4m3(stored.to(tl.uint32))
-    return e8m0(stored.to(tl.uint32))
+        number = e4m3(bits.to(tl.uint32))
+    elif MODE != "affine":
+        number = e8m0(bits.to(tl.uint32))
+    elif TYPE == tl.float32:
+        number = bits.to(tl.float32, bitcast=True)
+    elif TYPE == tl.bfloat16:
+        number = (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        number = bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    return number

@@ -26,9 +26,11 @@ def slots_of(order, offsets, expert, first, R: tl.constexpr, DIRECT: tl.constexp
     """(slots int32 [R], which of them the block has). DIRECT: the one slot of a block is its first place itself."""
     row = tl.arange(0, R)
     if DIRECT:
-        return first + row * 0, row == 0
-    live = first + row < tl.load(offsets + expert + 1)
-    return tl.load(order + first + row, mask=live, other=0), live
+        slots, live = first + row * 0, row == 0
+    else:
+        live = first + row < tl.load(offsets + expert + 1)
+        slots = tl.load(order + first + row, mask=live, other=0)
+    return slots, live
 
 
 @triton.constexpr_function
@@ -37,6 +39,12 @@ def row_width(k, mode, bits, codes):
     if mode == "plain":
         return k
     return k // codes if codes > 1 else k // 8 * bits
+
+
+@triton.constexpr_function
+def groups_together(n_groups):
+    """Groups of a row whose constants are multiplied at a time: a power of two from 16 to 64."""
+    return 16 if n_groups <= 16 else 32 if n_groups <= 32 else 64
 
 
 @triton.jit
@@ -55,9 +63,9 @@ def starts_of(rows, width, n_rows, PARTS: tl.constexpr, R: tl.constexpr):
 @triton.jit
 def parts_added(tile, N: tl.constexpr, PARTS: tl.constexpr, R: tl.constexpr):
     """[N, PARTS * R] to [N, R]: the products with the parts added up."""
-    if PARTS == 1:
-        return tile
-    return tl.sum(tl.reshape(tile, (N, PARTS, R)), 1)
+    if PARTS > 1:
+        tile = tl.sum(tl.reshape(tile, (N, PARTS, R)), 1)
+    return tile
 
 
 @triton.jit
@@ -72,11 +80,13 @@ def _in_order(values, first_row, N: tl.constexpr, R: tl.constexpr, G: tl.constex
 
     Whole groups change their order in registers, so that neighbours are stored side by side.
     """
-    row = first_row + tl.arange(0, N)
+    place = first_row + tl.arange(0, N)
     if C > 1 and N % G == 0:
         groups = tl.permute(tl.reshape(values, (N // G, G // C, C, R)), (0, 2, 1, 3))
-        return tl.reshape(groups, (N, R)), row
-    return values, arranged(row, G, C)
+        values = tl.reshape(groups, (N, R))
+    else:
+        place = arranged(place, G, C)
+    return values, place
 
 
 @triton.jit
@@ -85,19 +95,20 @@ def store_hidden(
     N: tl.constexpr, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Hidden values f32 [N, R] of rows first_row ... as bfloat16 parts [part, slot, place] in the order of the codes
-    that they meet, and each part's sums over runs of SPAN rows: f32 [part, slot, run]. n_rows % SPAN may be anything.
+    that they meet, and each part's sums over runs of SPAN rows, f32 [part, slot, run]; no sums for a SPAN of 0.
     """
-    n_runs = tl.cdiv(n_rows, SPAN)
-    run = first_row // SPAN + tl.arange(0, N // SPAN)
     row = first_row + tl.arange(0, N)
     rest = tl.where((row < n_rows)[:, None], values, 0.0)
     for part in tl.static_range(PARTS):
         number = rest.to(tl.bfloat16)
-        total = tl.sum(tl.reshape(number.to(tl.float32), (N // SPAN, SPAN, R)), 1)
         start = part * n_slots + slots.to(tl.int64)
-        sum_mask = live[None, :] & (run < n_runs)[:, None]
-        tl.store(hidden_sums + start[None, :] * n_runs + run[:, None], total, mask=sum_mask)
         ordered, place = _in_order(number, first_row, N, R, G, C)
         mask = live[None, :] & (place < n_rows)[:, None]
         tl.store(hidden + start[None, :] * n_rows + place[:, None], ordered, mask=mask)
+        if SPAN > 0:
+            n_runs = tl.cdiv(n_rows, SPAN)
+            run = first_row // SPAN + tl.arange(0, N // SPAN)
+            total = tl.sum(tl.reshape(number.to(tl.float32), (N // SPAN, SPAN, R)), 1)
+            sum_mask = live[None, :] & (run < n_runs)[:, None]
+            tl.store(hidden_sums + start[None, :] * n_runs + run[:, None], total, mask=sum_mask)
         rest -= number.to(tl.float32)

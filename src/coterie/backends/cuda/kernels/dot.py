@@ -12,3 +12,15 @@ def dot(a, b, acc):
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc)
+
+
+@triton.jit
+def plain_dot(weights, x, acc):
+    """acc + weights @ x for weights of any float dtype; those of more digits than bfloat16 has go in two parts."""
+    if weights.dtype == tl.bfloat16:
+        acc = dot(weights, x, acc)
+    else:
+        high = weights.to(tl.bfloat16)
+        low = (weights.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16)
+        acc = dot(low, x, dot(high, x, acc))
+    return acc

@@ -1,14 +1,14 @@
 """Products for few rows an expert, at the speed at which memory gives the weights.
 
-A program has BN rows of a matrix, two matrices' where gate and up go together, and a batch of GB groups of codes at a
-time. Each group's sum meets its scale in f32, and the groups are added up at the end.
+A program has BN rows of a matrix, two matrices' where gate and up go together, and STEPS batches of GB groups of codes
+at a time. Each group's sum meets its scale in f32, and the groups are added up at the end.
 """
 
 import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.activation import gated
-from coterie.backends.cuda.kernels.batch import activations, add_products, group_sums
+from coterie.backends.cuda.kernels.batch import activations, add_products, scale_bits, sums_of
 from coterie.backends.cuda.kernels.columns import (
     block_at,
     each_part,
@@ -30,13 +30,13 @@ def few_rows_kernel(
     SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr, GATED: tl.constexpr,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
     PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-    DIRECT: tl.constexpr, GB: tl.constexpr,
+    DIRECT: tl.constexpr, GB: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """BN rows of an expert's matrix times the R rows of a block.
 
-    x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot; x_sums: f32 [PARTS, n_inputs,
-    K / SPAN]. codes, scales, biases: stacks of n_stored rows an expert, of which n_rows are multiplied; up rows begin
-    at up_row. bias: f32 [E, n_stored]. blocks: int32 [B, 2]; DIRECT: the ids of the slots, each a block of its own.
+    x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot. x_sums: f32 [PARTS, n_inputs,
+    K / SPAN]; this kernel makes its own sums. codes [E, n_stored, ...] and scales, biases [E, K / G, n_stored] are stacks, of whose rows n_rows
+    are multiplied; up rows begin at up_row. bias: f32 [E, n_stored]. blocks: int32 [B, 2]; DIRECT: the ids of the slots, each a block of its own.
 
     GATED: out is bfloat16 [OUT_PARTS, n_slots, n_rows], the gated hidden values in the order of the next matrix's
     codes, and out_sums f32 [OUT_PARTS, n_slots, ceil(n_rows / OUT_SPAN)]. Otherwise out is [n_slots, n_rows], a float.
@@ -56,21 +56,32 @@ def few_rows_kernel(
     stored = expert * n_stored
     W: tl.constexpr = row_width(K, MODE, BITS, C)
     codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
-    scales, up_scales = scales + stored * (K // G), up_scales + (stored + up_row) * (K // G)
-    biases, up_biases = biases + stored * (K // G), up_biases + (stored + up_row) * (K // G)
+    scales, up_scales = scales + stored * (K // G), up_scales + stored * (K // G) + up_row
+    biases, up_biases = biases + stored * (K // G), up_biases + stored * (K // G) + up_row
     begin = tl.zeros((GB,), tl.int32)
     acc = tl.zeros((GB, BN, BT), tl.float32)
     up_acc = tl.zeros((GB, BN, BT), tl.float32)
-    for first in tl.range(0, tl.cdiv(K, G), GB, num_stages=STAGES):
-        group = first + tl.arange(0, GB)
-        there = group < tl.cdiv(K, G)
-        tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
-        sums = tl.zeros((GB, BT), tl.float32)
-        if MODE == "affine":
-            sums = group_sums(x_sums, (starts // SPAN)[None, :], columns[None, :], group, there, G, SPAN)
-        acc = add_products(acc, tile, sums, codes, scales, biases, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, GB, BN, BT)  # fmt: skip
-        if GATED:
-            up_acc = add_products(up_acc, tile, sums, up_codes, up_scales, up_biases, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, GB, BN, BT)  # fmt: skip
+    TYPE: tl.constexpr = scales.dtype.element_ty
+    group = tl.arange(0, GB)
+    there = group < tl.cdiv(K, G)
+    # Scales are too few bytes for an asynchronous copy: they are fetched a step ahead by hand.
+    scale, bias_of_codes = scale_bits(scales, biases, n_stored, begin, row, inside, group, there, K, MODE, G)
+    up_scale, up_bias_of_codes = scale_bits(up_scales, up_biases, n_stored, begin, row, inside, group, there, K, MODE, G)  # fmt: skip
+    for first in tl.range(0, tl.cdiv(K, G), GB * STEPS, num_stages=STAGES):
+        for step in tl.static_range(STEPS):
+            group = first + step * GB + tl.arange(0, GB)
+            there = group < tl.cdiv(K, G)
+            coming = group + GB
+            some = coming < tl.cdiv(K, G)
+            next_scale, next_bias = scale_bits(scales, biases, n_stored, begin, row, inside, coming, some, K, MODE, G)
+            tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
+            sums = sums_of(tile, MODE, GB, BN, BT, G)
+            acc = add_products(acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+            scale, bias_of_codes = next_scale, next_bias
+            if GATED:
+                next_scale, next_bias = scale_bits(up_scales, up_biases, n_stored, begin, row, inside, coming, some, K, MODE, G)  # fmt: skip
+                up_acc = add_products(up_acc, tile, sums, up_codes, up_scale, up_bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+                up_scale, up_bias_of_codes = next_scale, next_bias
     result = parts_added(tl.sum(acc, 0), BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]

@@ -9,17 +9,18 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.activation import gated
-from coterie.backends.cuda.kernels.codes import fetched, low_and_high, numbers_of, scale_of
+from coterie.backends.cuda.kernels.codes import bits_at, fetched, low_and_high, number_of, numbers_of
 from coterie.backends.cuda.kernels.columns import (
     block_at,
     each_part,
+    groups_together,
     parts_added,
     row_width,
     slots_of,
     starts_of,
     store_hidden,
 )
-from coterie.backends.cuda.kernels.dot import dot
+from coterie.backends.cuda.kernels.dot import dot, plain_dot
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -35,62 +36,85 @@ def _numbers(codes, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, BIT
     """Numbers [BN, G] of one group."""
     if C == 1:
         place = group * G + tl.arange(0, G)[None, :]
-        return fetched(codes + row[:, None] * (K // 8 * BITS), place, inside[:, None] & (place < K), BITS)
-    numbers = numbers_of(_units(codes, row, inside, group, K, C, G), 1, BN, G, MODE, BITS)
-    return tl.reshape(numbers, (BN, G))
+        numbers = fetched(codes + row[:, None] * (K // 8 * BITS), place, inside[:, None] & (place < K), BITS)
+    else:
+        numbers = tl.reshape(numbers_of(_units(codes, row, inside, group, K, C, G), 1, BN, G, MODE, BITS), (BN, G))
+    return numbers
 
 
 @triton.jit
 def _plain(acc, x, weights, row, inside, first, K: tl.constexpr, G: tl.constexpr):
-    """acc plus the products with plain weights; those of more digits than bfloat16 has go in two parts."""
+    """acc plus the products with plain weights."""
     k = first * G + tl.arange(0, G)
     mask = inside[:, None] & (k < K)[None, :]
-    tile = tl.load(weights + row[:, None] * K + k[None, :], mask=mask, other=0.0)
-    if weights.dtype.element_ty == tl.bfloat16:
-        return dot(tile, x, acc)
-    high = tile.to(tl.bfloat16)
-    low = (tile.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16)
-    return dot(low, x, dot(high, x, acc))
+    return plain_dot(tl.load(weights + row[:, None] * K + k[None, :], mask=mask, other=0.0), x, acc)
 
 
 @triton.jit
-def _sum_of_group(
+def _packed(
     acc, x, scale, codes, row, inside, group,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, BT: tl.constexpr,
+    TYPE: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """acc [BN, BT] plus the scaled products of one group with x [G, BT]."""
-    if MODE == "plain":
-        return _plain(acc, x, codes, row, inside, group, K, G)
+    """acc plus the products with packed weights: the sum of the group, times its scale."""
     nothing = tl.zeros((BN, BT), tl.float32)
     if MODE == "affine" and BITS == 8:
         low, high = low_and_high(_units(codes, row, inside, group, K, C, G), 1, BN, G)
         sums = dot(tl.reshape(high, (BN, G)), x, dot(tl.reshape(low, (BN, G)), x, nothing))
     else:
         sums = dot(_numbers(codes, row, inside, group, K, MODE, BITS, G, C, BN), x, nothing)
-    return tl.fma(sums, tl.broadcast_to(scale_of(scale, MODE)[:, None], (BN, BT)), acc)
+    return tl.fma(sums, tl.broadcast_to(number_of(scale, TYPE, MODE)[:, None], (BN, BT)), acc)
 
 
 @triton.jit
-def _scales_at(scales, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):
-    """Stored scales [BN] of a group; of the first row for plain weights, which have none."""
+def _sum_of_group(
+    acc, x, scale, codes, row, inside, group,
+    K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
+    TYPE: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """acc [BN, BT] plus the scaled products of one group with x [G, BT]."""
     if MODE == "plain":
-        return row
-    return tl.load(scales + row * (K // G) + group, mask=inside & (group < K // G), other=0)
+        acc = _plain(acc, x, codes, row, inside, group, K, G)
+    else:
+        acc = _packed(acc, x, scale, codes, row, inside, group, K, MODE, BITS, G, C, TYPE, BN, BT)
+    return acc
+
+
+@triton.jit
+def _scale_bits(scales, n_stored, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):
+    """The bits of the scales [BN] of a group; plain weights have none."""
+    bits = row
+    if MODE != "plain":
+        bits = bits_at(scales + group * n_stored + row, inside & (group < K // G))
+    return bits
+
+
+@triton.jit
+def _product_of_f32(a, b, acc, EXACT: tl.constexpr):
+    """acc + a @ b of f32 tiles: to 16 digits of each, or, EXACT, to all of them."""
+    if EXACT:
+        acc = tl.dot(a, b, acc, input_precision="tf32x3")
+    else:
+        a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
+        b_low = (b - b_high.to(tl.float32)).to(tl.bfloat16)
+        acc = dot(a_low, b_high, dot(a_high, b_low, dot(a_high, b_high, acc)))
+    return acc
 
 
 @triton.jit
 def _constants(
-    x_sums, starts, live, scales, biases, row, inside,
-    K: tl.constexpr, G: tl.constexpr, EXCESS: tl.constexpr, SPAN: tl.constexpr,
-    BN: tl.constexpr, BT: tl.constexpr, NG: tl.constexpr,
+    x_sums, starts, live, scales, biases, n_stored, row, inside,
+    K: tl.constexpr, G: tl.constexpr, EXCESS: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """What biases and the constants of codes add: [BN, BT], the sum over groups of (bias - EXCESS scale) sum(x)."""
+    NG: tl.constexpr = groups_together(K // G)
     total = tl.zeros((BN, BT), tl.float32)
     for first in tl.range(0, K // G, NG):
         group = first + tl.arange(0, NG)
-        mask = inside[:, None] & (group < K // G)[None, :]
-        place = row[:, None] * (K // G) + group[None, :]
+        mask = inside[None, :] & (group < K // G)[:, None]
+        place = group[:, None] * n_stored + row[None, :]
         scale = tl.load(scales + place, mask=mask, other=0.0).to(tl.float32)
         constant = tl.load(biases + place, mask=mask, other=0.0).to(tl.float32) - EXCESS * scale
         runs = starts[None, :] + group[:, None] * (G // SPAN)
@@ -98,7 +122,7 @@ def _constants(
         sums = tl.load(x_sums + runs, mask=seen, other=0.0)
         for run in tl.static_range(1, G // SPAN):
             sums += tl.load(x_sums + runs + run, mask=seen, other=0.0)
-        total = tl.dot(constant, sums, total, input_precision="tf32x3")
+        total = _product_of_f32(tl.trans(constant), sums, total, EXACT)
     return total
 
 
@@ -127,32 +151,50 @@ def many_rows_kernel(
     stored = expert * n_stored
     W: tl.constexpr = row_width(K, MODE, BITS, C)
     codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
-    scales, up_scales = scales + stored * (K // G), up_scales + (stored + up_row) * (K // G)
-    biases, up_biases = biases + stored * (K // G), up_biases + (stored + up_row) * (K // G)
+    scales, up_scales = scales + stored * (K // G), up_scales + stored * (K // G) + up_row
+    biases, up_biases = biases + stored * (K // G), up_biases + stored * (K // G) + up_row
     acc = tl.zeros((BN, BT), tl.float32)
     up_acc = tl.zeros((BN, BT), tl.float32)
-    # Scales are two bytes each, too few for an asynchronous copy: they are fetched one step ahead by hand.
-    scale = _scales_at(scales, row, inside, 0, K, MODE, G)
-    up_scale = _scales_at(up_scales, row, inside, 0, K, MODE, G)
+    TYPE: tl.constexpr = scales.dtype.element_ty
+    # Scales are too few bytes for an asynchronous copy: they are fetched a step ahead by hand.
+    scale = _scale_bits(scales, n_stored, row, inside, 0, K, MODE, G)
+    up_scale = _scale_bits(up_scales, n_stored, row, inside, 0, K, MODE, G)
     for group in tl.range(0, tl.cdiv(K, G), num_stages=STAGES):
         k = group * G + tl.arange(0, G)
         seen = columns[None, :] if K % G == 0 else columns[None, :] & (k < K)[:, None]
         tile = tl.load(x + starts[None, :] + k[:, None], mask=seen, other=0.0)
-        next_scale = _scales_at(scales, row, inside, group + 1, K, MODE, G)
-        next_up_scale = _scales_at(up_scales, row, inside, group + 1, K, MODE, G)
-        acc = _sum_of_group(acc, tile, scale, codes, row, inside, group, K, MODE, BITS, G, C, BN, BT)
+        next_scale = _scale_bits(scales, n_stored, row, inside, group + 1, K, MODE, G)
+        next_up_scale = _scale_bits(up_scales, n_stored, row, inside, group + 1, K, MODE, G)
+        acc = _sum_of_group(acc, tile, scale, codes, row, inside, group, K, MODE, BITS, G, C, TYPE, BN, BT)
         if GATED:
-            up_acc = _sum_of_group(up_acc, tile, up_scale, up_codes, row, inside, group, K, MODE, BITS, G, C, BN, BT)
+            up_acc = _sum_of_group(
+                up_acc, tile, up_scale, up_codes, row, inside, group, K, MODE, BITS, G, C, TYPE, BN, BT
+            )
         scale, up_scale = next_scale, next_up_scale
-    run_starts = starts // SPAN
     if MODE == "affine":
-        acc += _constants(x_sums, run_starts, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, BN, BT, 64)
+        acc += _constants(
+            x_sums,
+            starts // SPAN,
+            columns,
+            scales,
+            biases,
+            n_stored,
+            row,
+            inside,
+            K,
+            G,
+            EXCESS,
+            SPAN,
+            PARTS > 1,
+            BN,
+            BT,
+        )
     result = parts_added(acc, BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
     if GATED:
         if MODE == "affine":
-            up_acc += _constants(x_sums, run_starts, columns, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, BN, BT, 64)  # fmt: skip
+            up_acc += _constants(x_sums, starts // SPAN, columns, up_scales, up_biases, n_stored, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)  # fmt: skip
         up_result = parts_added(up_acc, BN, PARTS, R)
         if HAS_BIAS:
             up_result += tl.load(up_bias + stored + up_row + row, mask=inside, other=0.0)[:, None]

@@ -27,15 +27,14 @@ def _arrange(x, out, sums, row, n_rows, K: tl.constexpr, G: tl.constexpr, C: tl.
 
 
 @triton.jit
-def _counts(ids, expert, n_slots, BLOCK: tl.constexpr):
-    """How many slots have a smaller id, and how many have this one."""
-    before, own = 0, 0
+def _counts(ids, n_slots, n_experts, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many slots each expert has, [EXPERTS]; ids that are no expert's count for nobody."""
+    counts = tl.zeros((EXPERTS,), tl.int32)
     for first in tl.range(0, n_slots, BLOCK):
         slot = first + tl.arange(0, BLOCK)
-        chosen = tl.load(ids + slot, mask=slot < n_slots, other=0x7FFFFFFF)
-        before += tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
-        own += tl.sum((chosen == expert).to(tl.int32), 0)
-    return before, own
+        chosen = tl.load(ids + slot, mask=slot < n_slots, other=-1)
+        counts += tl.histogram(chosen, EXPERTS, mask=(chosen >= 0) & (chosen < n_experts))
+    return counts
 
 
 @triton.jit
@@ -49,29 +48,25 @@ def _collect(ids, order, expert, place, n_slots, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _list_blocks(blocks, expert, before, own, n_experts, n_slots, R: tl.constexpr, HOLES: tl.constexpr):
-    """The blocks of an expert's `own` slots. From place `before` // R + expert on there is room for them, whatever the
-    counts of the experts before: a division rounds down by less than one block each. Room that is left is a hole.
+def list_blocks(blocks, expert, begin, n_own, first, last, R: tl.constexpr):
+    """Places first ... of the table for the blocks of R of an expert's n_own slots from `begin` on; those behind them,
+    up to `last`, stay empty.
     """
-    first = before // R + expert
-    behind = (before + own) // R + expert + 1
-    n_places = tl.where(expert == n_experts - 1, n_slots // R + n_experts, behind) - first
-    for start in tl.range(0, n_places, HOLES):
-        index = start + tl.arange(0, HOLES)
-        taken = index * R < own
-        place = first + index
-        tl.store(blocks + 2 * place, tl.where(taken, expert, -1), mask=index < n_places)
-        tl.store(blocks + 2 * place + 1, before + index * R, mask=index < n_places)
+    for start in tl.range(first, last, 16):
+        index = start + tl.arange(0, 16)
+        row = (index - first) * R
+        tl.store(blocks + 2 * index, tl.where(row < n_own, expert, -1), mask=index < last)
+        tl.store(blocks + 2 * index + 1, begin + row, mask=index < last)
 
 
 @triton.jit
 def prepare_kernel(
-    x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots,
+    x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots, n_blocks,
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
-    R: tl.constexpr, GROUPED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Programs below n_rows bring a row of x into the order of codes; with GROUPED, the n_experts programs after them
-    find an expert's slots among ids int32 [n_slots]: order, offsets [E + 1], and blocks [n_slots // R + E, 2].
+    """Programs below n_rows bring a row of x into the order of codes; the n_experts programs after them, if EXPERTS is
+    not 0, find an expert's slots among ids int32 [n_slots]: order, offsets [E + 1], and blocks [n_blocks, 2].
 
     Each expert counts for itself, so nothing is shared and one launch will do. Ids that are no expert's are skipped.
     """
@@ -80,10 +75,31 @@ def prepare_kernel(
     let_next_begin(EARLY)
     if index < n_rows:
         _arrange(x, out, sums, index.to(tl.int64), n_rows, K, G, C, PARTS, SUMS, NG)
-    elif GROUPED:
+    elif EXPERTS > 0:
         expert = index - n_rows
-        before, own = _counts(ids, expert, n_slots, BLOCK)
-        tl.store(offsets + expert, before)
-        tl.store(offsets + expert + 1, before + own)
-        _collect(ids, order, expert, before, n_slots, BLOCK)
-        _list_blocks(blocks, expert, before, own, n_experts, n_slots, R, 16)
+        experts = tl.arange(0, EXPERTS)
+        counts = _counts(ids, n_slots, n_experts, EXPERTS, BLOCK)
+        own = tl.sum(tl.where(experts == expert, counts, 0), 0)
+        begin = tl.sum(tl.where(experts < expert, counts, 0), 0)
+        tl.store(offsets + expert, begin)
+        tl.store(offsets + expert + 1, begin + own)
+        _collect(ids, order, expert, begin, n_slots, BLOCK)
+        first = tl.sum(tl.where(experts < expert, (counts + R - 1) // R, 0), 0)
+        last = tl.where(expert == n_experts - 1, n_blocks, first + (own + R - 1) // R)
+        list_blocks(blocks, expert, begin, own, first, last, R)
+
+
+@triton.jit
+def list_blocks_kernel(offsets, blocks, n_experts, n_blocks, EXPERTS: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """The table of blocks for slots that are sorted already: one program an expert."""
+    expert = tl.program_id(0)
+    experts = tl.arange(0, EXPERTS)
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
+    earlier = experts < expert
+    counts = tl.load(offsets + experts + 1, mask=earlier, other=0) - tl.load(offsets + experts, mask=earlier, other=0)
+    first = tl.sum((counts + R - 1) // R, 0)
+    begin = tl.load(offsets + expert)
+    own = tl.load(offsets + expert + 1) - begin
+    last = tl.where(expert == n_experts - 1, n_blocks, first + (own + R - 1) // R)
+    list_blocks(blocks, expert, begin, own, first, last, R)
