@@ -11,11 +11,13 @@ import torch
 import triton
 
 from coterie.backends.cuda.activations import glu
+from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.down import down_kernel, sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.stacks import Stack, stack_of
-from coterie.backends.cuda.tiles import Tile, tile_for
+from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
+from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
 _SUM_BLOCK = 512
@@ -26,8 +28,14 @@ _MOST_WARPS = 8
 """A batch of the kernel for one token's down has a group for each warp, if the token's experts are not too many."""
 
 
-def moe(x: torch.Tensor, routing: Routing, experts: Any, precision: str = "default") -> torch.Tensor:  # noqa: ARG001
+@within_memory
+def moe(x: torch.Tensor, routing: Routing, experts: Any, precision: str = "default") -> torch.Tensor:
     """bfloat16 activations are multiplied as they are, others as the sum of two bfloat16 numbers."""
+    if precision == "int8":
+        raise UnsupportedError(
+            'precision="int8" was asked for on a GPU, but only the CPU back end has it; use precision="default"',
+            code="int8",
+        )
     return run_experts(x, routing.ids, routing.weights, experts, parts_of(x), x.dtype)
 
 
@@ -37,23 +45,26 @@ def parts_of(x: torch.Tensor) -> int:
 
 
 def run_experts(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`."""
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
+    *, alone: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`.
+
+    alone: each row comes out with the bits that it has in a call of its own.
+    """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
-    chosen = ids.view(torch.int32).reshape(-1)
-    top_k = ids.shape[-1]
-    tile = tile_for(gate, chosen.numel(), parts)
+    chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
+    single = len(x) == 1 or alone
+    tile = few_tile(parts) if single else tile_for(gate, chosen.numel(), parts)
     if len(x) == 1:
-        rows, slots = prepare(x, gate, parts, tile), Slots(chosen, top_k)
+        rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
     hidden = _hidden(x, rows, slots, gate, down, experts, tile)
-    per_slot = Slots(chosen, 1, slots.order, slots.offsets, slots.blocks)
-    if len(x) == 1:
-        return _down_of_one(hidden, per_slot, weights, down, experts.down_bias, dtype)
-    values = multiply(hidden, per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
-    return _sum_slots(values, per_slot, weights, gate.n_experts, top_k, dtype)
+    if single:
+        return _down_by_token(hidden, chosen, weights, down, experts.down_bias, dtype)
+    values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
+    return _sum_slots(values, chosen, weights, gate.n_experts, dtype)
 
 
 def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack, experts: Any, tile: Tile) -> Rows:
@@ -67,32 +78,34 @@ def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack,
     return prepare(glu(gates, ups, experts.activation), down, rows.parts, tile)
 
 
-def _down_of_one(
-    hidden: Rows, slots: Slots, weights: torch.Tensor, down: Stack, bias: torch.Tensor | None, dtype: torch.dtype
+def _down_by_token(
+    hidden: Rows, ids: torch.Tensor, weights: torch.Tensor, down: Stack, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One token's sum over its slots, [1, H]."""
-    out = torch.empty((1, down.n_rows), dtype=dtype, device=weights.device)
-    n_batch = max(_LEAST_BATCH, triton.next_power_of_2(slots.n))
+    """Each token's sum over its slots [T, H], a token for itself."""
+    n_tokens, top_k = weights.shape
+    out = torch.empty((n_tokens, down.n_rows), dtype=dtype, device=weights.device)
+    n_slots = triton.next_power_of_2(top_k)
+    n_batch = max(_LEAST_BATCH, n_slots)
     with on_device_of(out):
-        down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), 1)](
+        down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), n_tokens)](
             hidden.values, down.codes, down.scales, down.biases, weights if bias is None else bias,
-            slots.ids, weights, out, down.n_experts, slots.n, slots.n, down.n_rows,
+            ids, weights, out, down.n_experts, top_k, ids.numel(), down.n_rows,
             down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess,
-            bias is not None, hidden.parts, triton.next_power_of_2(slots.n), n_batch // triton.next_power_of_2(slots.n),
-            _DOWN_ROWS, _DOWN_STAGES, **early(out), num_warps=min(n_batch, _MOST_WARPS),
+            bias is not None, hidden.parts, n_slots, n_batch // n_slots, _DOWN_ROWS, _DOWN_STAGES,
+            **early(out), num_warps=min(n_batch, _MOST_WARPS),
         )  # fmt: skip
     return out
 
 
 def _sum_slots(
-    values: torch.Tensor, slots: Slots, weights: torch.Tensor, n_experts: int, top_k: int, dtype: torch.dtype
+    values: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, n_experts: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """Each token's weighted sum [T, H] of values [T * top_k, H]."""
-    n_tokens, n_columns = slots.n // top_k, values.shape[1]
+    (n_tokens, top_k), n_columns = weights.shape, values.shape[1]
     out = torch.empty((n_tokens, n_columns), dtype=dtype, device=values.device)
     with on_device_of(out):
         sum_slots_kernel[(n_tokens, triton.cdiv(n_columns, _SUM_BLOCK))](
-            values, slots.ids, weights, out, n_experts, top_k, n_columns,
+            values, ids, weights, out, n_experts, top_k, n_columns,
             triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out),
         )  # fmt: skip
     return out

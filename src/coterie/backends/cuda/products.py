@@ -1,6 +1,6 @@
-"""Products of routed rows with the matrices of their experts: what every matrix product of this back end comes down to."""
+"""Products of routed rows with the matrices of their experts: every matrix product of this back end is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -12,7 +12,6 @@ from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile, steps
-
 
 _GROUPED_AT_ONCE = 4096
 """Slots that each expert's program can look through by itself in a few microseconds."""
@@ -31,25 +30,43 @@ class Rows:
     @property
     def parts(self) -> int:
         """How many numbers an activation is the sum of."""
-        return self.values.shape[0]
+        return int(self.values.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
     """Routed rows, slot s of token s // top_k, by expert: order, offsets and blocks as `prepare_kernel` makes them.
-    Where these are None, each slot is a block of its own.
+
+    kind: "sorted"; "direct", each slot is a block of its own, and `blocks` are the ids; "dense", all meet one matrix.
     """
 
-    ids: torch.Tensor
+    n: int
     top_k: int
-    order: torch.Tensor | None = None
-    offsets: torch.Tensor | None = None
-    blocks: torch.Tensor | None = None
+    kind: str
+    order: torch.Tensor
+    offsets: torch.Tensor
+    blocks: torch.Tensor
+
+    @classmethod
+    def direct(cls, ids: torch.Tensor, top_k: int) -> "Slots":
+        """Slots of ids int32 that are not sorted."""
+        return cls(ids.numel(), top_k, "direct", ids, ids, ids)
+
+    @classmethod
+    def dense(cls, rows: "Rows") -> "Slots":
+        """All rows, for one matrix."""
+        return cls(rows.values.shape[1], 1, "dense", rows.values, rows.values, rows.values)
+
+    def n_blocks(self, rows: int) -> int:
+        """Programs that blocks of so many rows need, at most."""
+        if self.kind == "dense":
+            return -(-self.n // rows)
+        return self.n if self.kind == "direct" else len(self.blocks)
 
     @property
-    def n(self) -> int:
-        """How many there are."""
-        return self.ids.numel()
+    def per_slot(self) -> "Slots":
+        """The same slots for rows that are one for each slot."""
+        return replace(self, top_k=1)
 
 
 def prepare(x: torch.Tensor, stack: Stack, parts: int, tile: Tile) -> Rows:
@@ -70,10 +87,10 @@ def prepare_and_group(
                 triton.next_power_of_2(stack.n_experts), tile.rows, **early(ids),
             )  # fmt: skip
         sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
-        return prepare(x, stack, parts, tile), Slots(ids, top_k, *sorted_slots)
+        return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
     rows, slots = _prepare(x, stack, parts, tile, ids)
     assert slots is not None
-    return rows, Slots(ids, top_k, *slots)
+    return rows, Slots(ids.numel(), top_k, "sorted", *slots)
 
 
 def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> torch.Tensor:
@@ -106,9 +123,16 @@ def _prepare(
     return Rows(values, sums, stack.group), slots
 
 
-def multiply(rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
-    """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N]."""
-    out = torch.empty((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
+def multiply(
+    rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype,
+    *, empty: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N].
+
+    Slots whose id is no expert's are left as they were allocated; not `empty`, they are zeros.
+    """
+    make = torch.empty if empty else torch.zeros
+    out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
     _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
     return out
 
@@ -136,26 +160,21 @@ def _launch(
     gated, fused = target is not None, target is not None and up is None
     second = stack if up is None else up
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
-    direct = slots.blocks is None
-    blocks = slots.ids if direct else slots.blocks
-    assert blocks is not None
-    n_blocks = slots.n if direct else blocks.shape[0]
     kernel, own = many_rows_kernel, {}
     if tile.few:
-        kernel, own = few_rows_kernel, {"DIRECT": direct, "GB": tile.warps, "STEPS": steps(stack)}
+        kernel, own = few_rows_kernel, {"GB": tile.warps, "STEPS": steps(stack)}
     x = rows.values
     no_bias = rows.sums
     with on_device_of(x):
-        kernel[(triton.cdiv(n_rows, tile.bn), n_blocks)](
+        kernel[(triton.cdiv(n_rows, tile.bn), slots.n_blocks(tile.rows))](
             x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
             no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
-            slots.ids if slots.order is None else slots.order, slots.ids if slots.offsets is None else slots.offsets,
-            blocks, out, out_sums,
+            slots.order, slots.offsets, slots.blocks, out, out_sums,
             stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
             stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
             16 if target is None else target.group, 1 if target is None else target.per_unit,
             span, gated, activation or "", bias is not None,
-            tile.bn, tile.rows, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
+            tile.bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
         )  # fmt: skip
 
 

@@ -1,17 +1,18 @@
 """Matrices as the kernels read them: codes where they lie, in MLX's own layout; scales and biases turned around.
 
-A kernel needs the scales of many rows for one group. In MLX's layout these are two bytes each, far apart, too few for an
-asynchronous copy; the turned copies are an eighth of the codes, or less.
+A kernel needs the scales of many rows for one group. In MLX's layout these lie far apart, two bytes each; turned around
+they are neighbours. The copies are an eighth of the codes, or less.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from coterie.backends.cuda.kernels.codes import excess, units
 from coterie.formats import Packed
 
-Weight = Packed | torch.Tensor
+Weight: TypeAlias = Packed | torch.Tensor
 
 _PLAIN_GROUP = 64
 """Columns that a product with plain weights takes at a time."""
@@ -55,10 +56,10 @@ def stack_of(weight: Weight) -> Stack:
         n_rows, n_columns = weight.shape[-2:]
         n = weight.numel() // (n_rows * n_columns)
         return Stack(weight, weight, weight, n, n_rows, n_columns, "plain", 16, _PLAIN_GROUP, 1, 0)
-    found = weight.derived.get("cuda")
+    found: Stack | None = weight.derived.get("cuda")
     if found is None:
         found = weight.derived["cuda"] = _packed_stack(weight)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _packed_stack(packed: Packed) -> Stack:

@@ -23,14 +23,19 @@ _FEW_COLUMNS = 8
 """Columns of the smallest product of the matrix units."""
 
 
+def few_tile(parts: int) -> Tile:
+    """The tile for single rows, whatever their number: each comes out with the bits that it has by itself."""
+    return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
+
+
 def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns."""
-    rows = n_slots / stack.n_experts
-    if rows <= _FEW_COLUMNS // parts:
-        return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
-    if rows * parts <= 24:
+    columns = parts * n_slots / stack.n_experts
+    if n_slots * parts <= _FEW_COLUMNS:
+        return few_tile(parts)
+    if columns <= 16:
         return Tile(False, 64, 16 // parts, 4, 4)
-    if rows * parts <= 64:
+    if columns <= 48:
         return Tile(False, 64, 32 // parts, 4, 4)
     return Tile(False, 64, 64 // parts, 4, 4)
 

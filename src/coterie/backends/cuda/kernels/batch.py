@@ -37,7 +37,9 @@ def _plain(acc, x, weights, begin, row, group, mask, K: tl.constexpr, G: tl.cons
 
 
 @triton.jit
-def scale_bits(scales, biases, n_stored, begin, row, inside, group, there, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):  # fmt: skip
+def scale_bits(
+    scales, biases, n_stored, begin, row, inside, group, there, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
     """The bits of the scales and of the biases [GB, BN] of the groups; zeros where the format has none."""
     scale = group[:, None] * 0 + row[None, :] * 0
     bias = scale
@@ -88,7 +90,10 @@ def add_products(
     if MODE == "plain":
         acc = _plain(acc, x, codes, begin, row, group, mask, K, G)
     else:
-        acc = _packed(acc, x, x_sums, codes, scale, bias, begin, row, group, mask, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+        acc = _packed(
+            acc, x, x_sums, codes, scale, bias, begin, row, group, mask, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN,
+            BT,
+        )  # fmt: skip
     return acc
 
 

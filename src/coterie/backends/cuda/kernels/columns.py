@@ -9,12 +9,15 @@ import triton.language as tl
 
 
 @triton.jit
-def block_at(blocks, index, n_experts, DIRECT: tl.constexpr):
+def block_at(blocks, index, n_experts, R: tl.constexpr, SLOTS: tl.constexpr):
     """(expert int64, first place) of a block; the expert is -1 where the table has a hole, or where an id is none.
 
-    DIRECT: `blocks` are the ids of the slots, and each slot is a block of its own.
+    SLOTS says whose rows they are: "sorted", `blocks` is the table; "direct", `blocks` are the ids of the slots, and
+    each slot is a block of its own; "dense", there is one matrix, and blocks are runs of R rows.
     """
-    if DIRECT:
+    if SLOTS == "dense":
+        expert, first = 0, index * R
+    elif SLOTS == "direct":
         expert, first = tl.load(blocks + index), index
     else:
         expert, first = tl.load(blocks + 2 * index), tl.load(blocks + 2 * index + 1)
@@ -22,10 +25,12 @@ def block_at(blocks, index, n_experts, DIRECT: tl.constexpr):
 
 
 @triton.jit
-def slots_of(order, offsets, expert, first, R: tl.constexpr, DIRECT: tl.constexpr):
-    """(slots int32 [R], which of them the block has). DIRECT: the one slot of a block is its first place itself."""
+def slots_of(order, offsets, expert, first, n_slots, R: tl.constexpr, SLOTS: tl.constexpr):
+    """(slots int32 [R], which of them the block has)."""
     row = tl.arange(0, R)
-    if DIRECT:
+    if SLOTS == "dense":
+        slots, live = first + row, first + row < n_slots
+    elif SLOTS == "direct":
         slots, live = first + row * 0, row == 0
     else:
         live = first + row < tl.load(offsets + expert + 1)

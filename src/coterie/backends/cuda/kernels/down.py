@@ -55,7 +55,10 @@ def down_kernel(
         next_scale, next_bias = scale_bits(scales, biases, n_rows, begin, row, inside, coming, some, K, MODE, G)
         tile = activations(hidden, hidden_row * K, live, group, there, K, G)
         sums = sums_of(tile, MODE, GB, BN, _COLUMNS, G)
-        acc = add_products(acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, _COLUMNS)  # fmt: skip
+        acc = add_products(
+            acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C,
+            EXCESS, TYPE, GB, BN, _COLUMNS,
+        )  # fmt: skip
         scale, bias_of_codes = next_scale, next_bias
     total = tl.sum(tl.sum(acc * tl.where(used, weight, 0.0)[:, None, None], 0), 1)
     if HAS_BIAS:

@@ -28,15 +28,16 @@ def few_rows_kernel(
     n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
     SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr, GATED: tl.constexpr,
-    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr,
     PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-    DIRECT: tl.constexpr, GB: tl.constexpr, STEPS: tl.constexpr,
+    GB: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """BN rows of an expert's matrix times the R rows of a block.
 
-    x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot. x_sums: f32 [PARTS, n_inputs,
-    K / SPAN]; this kernel makes its own sums. codes [E, n_stored, ...] and scales, biases [E, K / G, n_stored] are stacks, of whose rows n_rows
-    are multiplied; up rows begin at up_row. bias: f32 [E, n_stored]. blocks: int32 [B, 2]; DIRECT: the ids of the slots, each a block of its own.
+    x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot. codes [E, n_stored, ...] and
+    scales, biases [E, K / G, n_stored] are stacks, of whose rows n_rows are multiplied; up rows begin at up_row. bias:
+    f32 [E, n_stored]. blocks, SLOTS: see `block_at`. x_sums, f32 [PARTS, n_inputs, K / SPAN], are for the kernel for
+    many rows, which has the same arguments; this one makes its own sums.
 
     GATED: out is bfloat16 [OUT_PARTS, n_slots, n_rows], the gated hidden values in the order of the next matrix's
     codes, and out_sums f32 [OUT_PARTS, n_slots, ceil(n_rows / OUT_SPAN)]. Otherwise out is [n_slots, n_rows], a float.
@@ -47,10 +48,10 @@ def few_rows_kernel(
     inside = row < n_rows
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, DIRECT)
+    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, R, SLOTS)
     if expert < 0:
         return
-    slots, live = slots_of(order, offsets, expert, first_place, R, DIRECT)
+    slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
     starts = starts_of(slots // top_k, K, n_inputs, PARTS, R)
     columns = each_part(live, PARTS, R)
     stored = expert * n_stored
@@ -66,7 +67,9 @@ def few_rows_kernel(
     there = group < tl.cdiv(K, G)
     # Scales are too few bytes for an asynchronous copy: they are fetched a step ahead by hand.
     scale, bias_of_codes = scale_bits(scales, biases, n_stored, begin, row, inside, group, there, K, MODE, G)
-    up_scale, up_bias_of_codes = scale_bits(up_scales, up_biases, n_stored, begin, row, inside, group, there, K, MODE, G)  # fmt: skip
+    up_scale, up_bias_of_codes = scale_bits(
+        up_scales, up_biases, n_stored, begin, row, inside, group, there, K, MODE, G,
+    )  # fmt: skip
     for first in tl.range(0, tl.cdiv(K, G), GB * STEPS, num_stages=STAGES):
         for step in tl.static_range(STEPS):
             group = first + step * GB + tl.arange(0, GB)
@@ -76,11 +79,19 @@ def few_rows_kernel(
             next_scale, next_bias = scale_bits(scales, biases, n_stored, begin, row, inside, coming, some, K, MODE, G)
             tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
             sums = sums_of(tile, MODE, GB, BN, BT, G)
-            acc = add_products(acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+            acc = add_products(
+                acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C,
+                EXCESS, TYPE, GB, BN, BT,
+            )  # fmt: skip
             scale, bias_of_codes = next_scale, next_bias
             if GATED:
-                next_scale, next_bias = scale_bits(up_scales, up_biases, n_stored, begin, row, inside, coming, some, K, MODE, G)  # fmt: skip
-                up_acc = add_products(up_acc, tile, sums, up_codes, up_scale, up_bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT)  # fmt: skip
+                next_scale, next_bias = scale_bits(
+                    up_scales, up_biases, n_stored, begin, row, inside, coming, some, K, MODE, G,
+                )  # fmt: skip
+                up_acc = add_products(
+                    up_acc, tile, sums, up_codes, up_scale, up_bias_of_codes, begin, row, inside, group, there, K,
+                    MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT,
+                )  # fmt: skip
                 up_scale, up_bias_of_codes = next_scale, next_bias
     result = parts_added(tl.sum(acc, 0), BN, PARTS, R)
     if HAS_BIAS:
@@ -90,7 +101,9 @@ def few_rows_kernel(
         if HAS_BIAS:
             up_result += tl.load(up_bias + stored + up_row + row, mask=inside, other=0.0)[:, None]
         values = gated(result, up_result, ACTIVATION)
-        store_hidden(values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS)  # fmt: skip
+        store_hidden(
+            values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS,
+        )  # fmt: skip
     else:
         target = out + slots.to(tl.int64)[None, :] * n_rows + row[:, None]
         tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & live[None, :])

@@ -32,7 +32,10 @@ def _units(codes, row, inside, group, K: tl.constexpr, C: tl.constexpr, G: tl.co
 
 
 @triton.jit
-def _numbers(codes, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+def _numbers(
+    codes, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr,
+    C: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """Numbers [BN, G] of one group."""
     if C == 1:
         place = group * G + tl.arange(0, G)[None, :]
@@ -133,7 +136,7 @@ def many_rows_kernel(
     n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
     SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr, GATED: tl.constexpr,
-    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr,
     PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """BN rows of an expert's matrix times the R rows of a block; the arguments are those of `few_rows_kernel`."""
@@ -142,10 +145,10 @@ def many_rows_kernel(
     inside = row < n_rows
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, False)
+    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, R, SLOTS)
     if expert < 0:
         return
-    slots, live = slots_of(order, offsets, expert, first_place, R, False)
+    slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
     starts = starts_of(slots // top_k, K, n_inputs, PARTS, R)
     columns = each_part(live, PARTS, R)
     stored = expert * n_stored
@@ -194,13 +197,18 @@ def many_rows_kernel(
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
     if GATED:
         if MODE == "affine":
-            up_acc += _constants(x_sums, starts // SPAN, columns, up_scales, up_biases, n_stored, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)  # fmt: skip
+            up_acc += _constants(
+                x_sums, starts // SPAN, columns, up_scales, up_biases, n_stored, row, inside,
+                K, G, EXCESS, SPAN, PARTS > 1, BN, BT,
+            )  # fmt: skip
         up_result = parts_added(up_acc, BN, PARTS, R)
         if HAS_BIAS:
             up_result += tl.load(up_bias + stored + up_row + row, mask=inside, other=0.0)[:, None]
         values = gated(result, up_result, ACTIVATION)
         first_row = tl.program_id(0) * BN
-        store_hidden(values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS)  # fmt: skip
+        store_hidden(
+            values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS,
+        )  # fmt: skip
     else:
         mask = inside[:, None] & live[None, :]
         target = out + slots.to(tl.int64)[None, :] * n_rows + row[:, None]

@@ -7,7 +7,10 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
-def _arrange(x, out, sums, row, n_rows, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr):  # fmt: skip
+def _arrange(
+    x, out, sums, row, n_rows, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr,
+    SUMS: tl.constexpr, NG: tl.constexpr,
+):  # fmt: skip
     """Row `row` of x [n_rows, K] as PARTS bfloat16 numbers each, and the sums of each group, NG groups at a time."""
     unit = tl.arange(0, G // C)
     place = tl.arange(0, C)
@@ -90,7 +93,9 @@ def prepare_kernel(
 
 
 @triton.jit
-def list_blocks_kernel(offsets, blocks, n_experts, n_blocks, EXPERTS: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+def list_blocks_kernel(
+    offsets, blocks, n_experts, n_blocks, EXPERTS: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """The table of blocks for slots that are sorted already: one program an expert."""
     expert = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)

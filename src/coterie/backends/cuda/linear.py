@@ -1,0 +1,79 @@
+"""Products of rows with whole matrices: one launch for several matrices of one format where rows are few."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import triton
+
+from coterie.backends.cuda.kernels.linear import linear_kernel
+from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.products import Rows, Slots, multiply, prepare
+from coterie.backends.cuda.stacks import Stack, Weight, stack_of
+from coterie.backends.cuda.tiles import few_tile, steps, tile_for
+
+_TOGETHER = 3
+"""Matrices that one launch takes."""
+
+_FEW_ROWS = 8
+
+
+def linears(
+    x: torch.Tensor, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
+    parts: int, alone: bool = False, dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:  # fmt: skip
+    """x [T, K] times the transpose of each weight [N, K], plus its bias f32 [N]: a list of [T, N] in `dtype`.
+
+    parts: how many bfloat16 numbers an activation is the sum of. alone: rows come out with the bits that they have in
+    calls of their own; few rows do in any case.
+    """
+    stacks = [stack_of(weight) for weight in weights]
+    few = alone or len(x) <= _FEW_ROWS
+    out: list[torch.Tensor | None] = [None] * len(stacks)
+    prepared: dict[tuple[int, int, bool], Rows] = {}
+    order = sorted(range(len(stacks)), key=lambda index: str(stacks[index].same_format))
+    for _, same in groupby(order, key=lambda index: stacks[index].same_format):
+        chosen = list(same)
+        stack = stacks[chosen[0]]
+        tile = few_tile(parts) if few else tile_for(stack, len(x), parts)
+        arrangement = (stack.group, stack.per_unit, stack.has_sums)
+        if arrangement not in prepared:
+            prepared[arrangement] = prepare(x, stack, parts, tile)
+        rows = prepared[arrangement]
+        for first in range(0, len(chosen), _TOGETHER if few else 1):
+            some = chosen[first : first + (_TOGETHER if few else 1)]
+            if few:
+                products = _together(rows, [stacks[i] for i in some], [biases[i] for i in some], dtype)
+            else:
+                products = [multiply(rows, Slots.dense(rows), stacks[some[0]], biases[some[0]], tile, dtype)]
+            for index, product in zip(some, products, strict=True):
+                out[index] = product
+    return [product for product in out if product is not None]
+
+
+def _together(
+    rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """The products of few rows with up to three matrices of one format."""
+    x = rows.values
+    parts, n = x.shape[:2]
+    out = [torch.empty((n, stack.n_rows), dtype=dtype, device=x.device) for stack in stacks]
+    tile = few_tile(parts)
+    described: list[torch.Tensor | int] = []
+    for index in range(_TOGETHER):
+        stack, bias, product = (
+            (stacks[index], biases[index], out[index]) if index < len(stacks) else (stacks[0], None, out[0])
+        )
+        n_rows = stack.n_rows if index < len(stacks) else 0
+        no_bias = rows.sums
+        described += [stack.codes, stack.scales, stack.biases, no_bias if bias is None else bias, product, n_rows]
+    n_tiles = sum(triton.cdiv(stack.n_rows, tile.bn) for stack in stacks)
+    first = stacks[0]
+    has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
+    with on_device_of(x):
+        linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](
+            x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess,
+            *has_bias, tile.bn, tile.rows, parts, tile.warps, steps(first), tile.stages,
+            **early(x), num_warps=tile.warps,
+        )  # fmt: skip
+    return out
