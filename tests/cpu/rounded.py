@@ -15,7 +15,7 @@ from coterie.ops.activations import glu_reference
 from cpu.cases import exact
 from tolerance import bound
 
-LARGEST = {"int8": 127, "default": 32767}
+LARGEST = {"int8": 127, "default": 32639}
 """The largest integer by precision."""
 FORMATS = [Format.resolve("affine", bits, group) for bits in (4, 8) for group in (32, 64, 128)]
 FORMATS += [Format.resolve("mxfp4"), Format.resolve("nvfp4")]

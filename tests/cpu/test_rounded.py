@@ -127,19 +127,26 @@ def test_rounding_to_8_bits_bit_for_bit(fmt: Format, rng: np.random.Generator) -
 
 @pytest.mark.parametrize("fmt", FORMATS + NARROW, ids=str)
 def test_rounding_to_16_bits_bit_for_bit(fmt: Format, rng: np.random.Generator) -> None:
-    group, lanes = fmt.group_size, 2 * isa.current().lanes
-    x = hostile(rng, group, 32767)
+    group, current = fmt.group_size, isa.current()
+    x = hostile(rng, group, 32639)
     packed = packed_of(rng, (1, 4 * group), fmt)
     layout = layout_of(fmt, packed.scales.dtype)
     rows = prepare(x, packed, "default")
     integers, scale = rounded(x, group, "default")
     padded = np.zeros((9, layout.padded(4 * group)), np.int32)
     padded[:, : 4 * group] = integers.reshape(9, -1)
-    # Lane by lane of 16 bits the codes that it holds: the integers of a field stand together.
-    expected = padded.reshape(9, -1, lanes, 16 // fmt.bits).swapaxes(2, 3)
-    held = np.arange(padded.shape[1]).reshape(-1, lanes, 16 // fmt.bits).swapaxes(1, 2) < 4 * group
-    found = rows[:, : 2 * padded.shape[1]].copy().view(np.int16).reshape(expected.shape)
-    np.testing.assert_array_equal(found[:, held], expected[:, held])
+    # Unit by unit, of 8 or of 16 bits, the codes that it holds: the integers of a field stand together.
+    unit = 8 if current.vnni else 16
+    shape = (9, layout.padded(4 * group) // layout.block, -1, unit // fmt.bits)
+    expected = padded.reshape(shape).swapaxes(2, 3)
+    held = np.broadcast_to(np.arange(padded.shape[1]) < 4 * group, padded.shape).reshape(shape).swapaxes(2, 3)
+    found = rows[:, : 2 * padded.shape[1]].copy()
+    if current.vnni:
+        high, low = found.view(np.int8).reshape(9, -1, 2, *expected.shape[2:]).astype(np.int32).swapaxes(0, 2)
+        found = (256 * high + low).swapaxes(0, 1)
+    else:
+        found = found.view(np.int16).reshape(expected.shape)
+    np.testing.assert_array_equal(found[held], expected[held])
     scales, sums = (rows[:, 2 * padded.shape[1] + 16 * part :][:, :16].copy() for part in (0, 1))
     np.testing.assert_array_equal(scales.view(np.float32), scale[..., 0])
     same_offsets(fmt, sums, integers.sum(-1), scale[..., 0])

@@ -14,7 +14,7 @@ from coterie.backends.cpu.kernels.int16_tile import multiply_int16_tile
 from coterie.backends.cpu.layout import Layout, from_key
 from coterie.backends.cpu.prepare import Preparation, prepare_rounded
 
-AHEAD = 4096
+AHEAD = 6144
 """How many bytes ahead of the codes in hand the next ones are asked for."""
 SCALES_AHEAD = 8192
 """The same for scales, in the bytes of the codes that go with them."""
@@ -73,28 +73,33 @@ def make_product(key: int, layout: Layout) -> Any:
                         )  # fmt: skip
                 row += tile_rows
             return
-        scales_ahead = (SCALES_AHEAD // a[p.CODES_STRIDE] + 1) * a[p.SCALES_STRIDE]
+        codes, codes_stride, scales, scales_stride = a[p.CODES], a[p.CODES_STRIDE], a[p.SCALES], a[p.SCALES_STRIDE]
+        biases, n_inputs, inputs, out, out_stride = a[p.BIASES], a[p.N_INPUTS], a[p.INPUTS], a[p.OUT], a[p.OUT_STRIDE]
+        scales_ahead = (SCALES_AHEAD // codes_stride + 1) * scales_stride
+        # From here on what is wanted next are the rows of another call.
+        border = n_rows - AHEAD // codes_stride
+        jump = AHEAD + a[p.NEXT_CODES] - codes - n_rows * codes_stride
         while row < n_rows:
-            codes, scales = a[p.CODES] + row * a[p.CODES_STRIDE], a[p.SCALES] + row * a[p.SCALES_STRIDE]
-            biases, out = a[p.BIASES] + row * a[p.SCALES_STRIDE], a[p.OUT] + 4 * row
-            ahead = AHEAD
-            if (n_rows - row) * a[p.CODES_STRIDE] < AHEAD:
-                ahead += a[p.NEXT_CODES] - a[p.CODES] - n_rows * a[p.CODES_STRIDE]
+            ahead = AHEAD if row < border else jump
             if n_tokens > 2 and row + 2 <= n_rows:
                 for token in range(0, n_tokens, MOST_DOT_TOKENS):
                     dot_rows_int16(
-                        key, 2, MOST_DOT_TOKENS, min(MOST_DOT_TOKENS, n_tokens - token), codes, a[p.CODES_STRIDE],
-                        scales, a[p.SCALES_STRIDE], biases, a[p.N_INPUTS], ahead, scales_ahead,
-                        a[p.INPUTS] + 8 * token, out + 4 * token * a[p.OUT_STRIDE], a[p.OUT_STRIDE],
+                        key, 2, MOST_DOT_TOKENS, min(MOST_DOT_TOKENS, n_tokens - token), codes, codes_stride, scales,
+                        scales_stride, biases, n_inputs, ahead, scales_ahead, inputs + 8 * token,
+                        out + 4 * token * out_stride, out_stride,
                     )  # fmt: skip
-                row += 2
+                n_done = 2
             else:
                 for token in range(n_tokens):
                     dot_rows_int16(
-                        key, 1, 1, 1, codes, a[p.CODES_STRIDE], scales, a[p.SCALES_STRIDE], biases, a[p.N_INPUTS],
-                        ahead, scales_ahead, a[p.INPUTS] + 8 * token, out + 4 * token * a[p.OUT_STRIDE],
-                        a[p.OUT_STRIDE],
+                        key, 1, 1, 1, codes, codes_stride, scales, scales_stride, biases, n_inputs, ahead, scales_ahead,
+                        inputs + 8 * token, out + 4 * token * out_stride, out_stride,
                     )  # fmt: skip
-                row += 1
+                n_done = 1
+            row += n_done
+            codes += n_done * codes_stride
+            scales += n_done * scales_stride
+            biases += n_done * scales_stride
+            out += 4 * n_done
 
     return multiply

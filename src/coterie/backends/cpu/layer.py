@@ -1,7 +1,7 @@
 """The experts of a layer in one go: prepare, gate and up with the activation, down with the weighted sum.
 
 A few jobs run back to back in the pool. Rows are grouped by expert, so that an expert's weights are read once for all
-tokens that chose it; one token and a thousand take the same way. Between gate and down the hidden values are stored
+tokens that chose it. Between gate and down the hidden values are stored
 directly as the down weights meet them, so nothing is prepared twice. Every result element is summed by one thread in
 the order of experts: the outcome does not depend on the number of threads.
 """
@@ -33,7 +33,7 @@ _MOST_FRAMES = 64
 class Layer:
     """What `moe` derives from an `Experts` record once.
 
-    gate_up: address of the job. hidden_order: its words PLACES to SUMS_GROUP, for down weights that meet f32.
+    gate_up, activate: addresses of jobs. hidden_order: its words PLACES to SUMS_GROUP, for down weights that meet f32.
     frames: what `launch` reads, by the shape of routing, with the generation of the pool's buffers.
     """
 
@@ -44,6 +44,7 @@ class Layer:
     n_experts: int
     n_hidden: int
     gate_up: int
+    activate: int
     hidden_order: tuple[int, int, int, int]
     frames: dict[tuple[int, ...], tuple[int, np.ndarray]] = field(default_factory=dict)
 
@@ -66,10 +67,11 @@ def _layer_of(experts: Any, precision: str) -> Layer:
     order = (address_of(places), address_of(factors), layout.block, sums_group(layout))
     index = ISAS.index(layout.isa)
     key, group = (0, 0) if arithmetic is F32 else (layout.key, layout.group)
+    name, parts = f"{index}.{arithmetic.bits}.{key}", (index, arithmetic.bits, key, group)
     return Layer(
         gate, up, down, ACTIVATION_INDEX[experts.activation], experts.n_experts, experts.intermediate,
-        job(f"gate_up.{index}.{arithmetic.bits}.{key}", lambda: jobs.make_gate_up(index, arithmetic.bits, key, group)),
-        order,
+        job(f"gate_up.{name}", lambda: jobs.make_gate_up(*parts)),
+        job(f"activate.{name}", lambda: jobs.make_activate(*parts)), order,
     )  # fmt: skip
 
 

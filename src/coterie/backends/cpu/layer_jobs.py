@@ -1,8 +1,9 @@
 """The jobs of a layer of experts: gate and up with the activation, down, and the sum of what the experts give.
 
-Down has two ways. With many tokens an expert, a unit is some columns of the output for all experts, added up as they
-come. With few, a unit is some rows of one expert's matrix, so that a thread reads it in one linear stream, and the sum
-is a job of its own. Both add in the order of experts, so the result is the same to the last bit.
+Each has two ways. With many tokens an expert, a unit is some hidden values from gate, up and the activation, and some
+columns of the output for all experts, added up as they come. With few, a unit is some rows of one matrix, so that a
+thread reads it in one linear stream, and the activation and the sum are jobs of their own. Both ways compute the same
+to the last bit, and add in the order of experts.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ from coterie.backends.cpu.kernels.rounding import round_activations
 GATE, UP, GROUPS, N_CHUNKS, CHUNK, N_HIDDEN, INPUTS = 0, 1, 2, 3, 4, 5, 6
 HIDDEN, HIDDEN_STRIDE, PLACES, FACTORS, BLOCK, SUMS_GROUP = 7, 8, 9, 10, 11, 12
 SCRATCH, SCRATCH_STRIDE, SUMS, ACTIVATION, LAST_GROUP, UP_INPUTS = 13, 14, 15, 16, 17, 18
+BOTH, BOTH_STRIDE, HALF = 19, 20, 21  # f32 [R, 2, I]: gate and up of each row, as the other way holds them
 
 # Words of down, of its other way, and of the sum; the same places where the names are those above.
 DOWN, N_GROUPS, N_OUT, OUT, OUT_STRIDE, TOKENS, WEIGHTS, N_TOKENS = 0, 1, 5, 9, 10, 11, 12, 16
@@ -44,8 +46,7 @@ def make_gate_up(isa_index: int, bits: int, key: int, weights_a_scale: int) -> A
         n_rows = min(a[CHUNK], a[N_HIDDEN] - row)
         scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
         sums, tile, up_tile = scratch + a[SUMS], scratch + s.TILE, scratch + s.SECOND_TILE
-        # One stack may hold the up rows of an expert behind its gate rows.
-        up, up_row = (a[UP], row) if a[UP] != 0 else (a[GATE], a[N_HIDDEN] + row)
+        up, up_row = _gate_or_up(a, 1, row)
         following = unit + 1
         following_expert = load_i64(a[GROUPS], 3 * min(following // a[N_CHUNKS], a[LAST_GROUP]))
         for begin in range(first, first + count, p.MAX_TOKENS):
@@ -70,6 +71,58 @@ def make_gate_up(isa_index: int, bits: int, key: int, weights_a_scale: int) -> A
                     round_activations(bits, key, line, hidden, a[N_HIDDEN], start, count_rounded)
 
     return gate_up
+
+
+def gate_up_each(a: Any, unit: int, thread: int) -> None:
+    """Unit: one chunk of the rows of an expert's gate or up matrix, for all tokens of its group."""
+    matrix, chunk = unit // a[N_CHUNKS], unit % a[N_CHUNKS]
+    expert, first, count = s.group_at(a[GROUPS], matrix // 2)
+    row = chunk * a[CHUNK]
+    n_rows = min(a[CHUNK], a[N_HIDDEN] - row)
+    scratch = a[SCRATCH] + thread * a[SCRATCH_STRIDE]
+    sums, tile = scratch + a[SUMS], scratch + s.TILE
+    following = (unit + 1) // a[N_CHUNKS]
+    following_expert = load_i64(a[GROUPS], 3 * min(following // 2, a[LAST_GROUP]))
+    following_row = (unit + 1) % a[N_CHUNKS] * a[CHUNK]
+    weight, weight_row = _gate_or_up(a, following % 2, following_row)
+    s.expect(scratch, weight, following_expert, weight_row)
+    weight, weight_row = _gate_or_up(a, matrix % 2, row)
+    inputs = a[INPUTS] if matrix % 2 == 0 else a[UP_INPUTS]
+    for begin in range(first, first + count, p.MAX_TOKENS):
+        n_tokens = min(p.MAX_TOKENS, first + count - begin)
+        s.multiply(scratch, sums, weight, expert, weight_row, n_rows, inputs + 8 * begin, n_tokens, tile)
+        for token in range(n_tokens):
+            line = tile + 4 * p.MAX_ROWS * token
+            out = a[BOTH] + (begin + token) * a[BOTH_STRIDE] + matrix % 2 * a[HALF]
+            for index in range(n_rows):
+                store_f32(out, row + index, load_f32(line, index))
+
+
+@njit
+def _gate_or_up(a, is_up, row):
+    """(matrix, row of it): one stack may hold the up rows of an expert behind its gate rows."""
+    if is_up == 0:
+        return a[GATE], row
+    return (a[UP], row) if a[UP] != 0 else (a[GATE], a[N_HIDDEN] + row)
+
+
+def make_activate(isa_index: int, bits: int, key: int, weights_a_scale: int) -> Any:
+    """The job between `gate_up_each` and down; the arguments are those of `make_gate_up`."""
+
+    def activate(a: Any, unit: int, _thread: int) -> None:
+        """Unit: the hidden values of one routed row."""
+        gate, n_hidden = a[BOTH] + unit * a[BOTH_STRIDE], a[N_HIDDEN]
+        if a[ACTIVATION] == GELU:
+            gelu_row(gate, gate + a[HALF], gate, n_hidden)
+        else:
+            glu_vectors(isa_index, a[ACTIVATION], gate, gate + a[HALF], gate, n_hidden)
+        hidden = a[HIDDEN] + unit * a[HIDDEN_STRIDE]
+        if bits == 32:
+            _store_f32(a, gate, 0, n_hidden, hidden)
+        else:
+            round_activations(bits, key, gate, hidden, n_hidden, 0, n_hidden // weights_a_scale)
+
+    return activate
 
 
 @njit

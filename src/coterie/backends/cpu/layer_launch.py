@@ -13,11 +13,12 @@ import numpy as np
 from coterie.backends.cpu import layer_jobs as j
 from coterie.backends.cpu import prepare
 from coterie.backends.cpu import scratch as s
+from coterie.backends.cpu.atoms import load_i64
 from coterie.backends.cpu.gathered import WORTH_WAKING, chunk_rows
 from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.layer_groups import inputs_of, places_of, plan, rows_of
-from coterie.backends.cpu.pool import Pool, address_of, run_phases
+from coterie.backends.cpu.pool import Pool, address_of, aligned, run_phases
 from coterie.backends.cpu.prepare import Preparation, job
 from coterie.backends.cpu.product import MAX_ROWS
 
@@ -26,11 +27,11 @@ WORDS = 24
 
 # Words of SIZES. Addresses: of the frame itself, of the jobs' functions, and of tables.
 AT, N_TOKENS, TOP_K, N_EXPERTS, N_THREADS, SMALLEST, COUNTS, TOKENS, WEIGHTS, TOKEN_PLACES = range(10)
-PREPARE_JOB, UP_PREPARE_JOB, GATE_UP_JOB, DOWN_JOB, EACH_JOB, SUM_JOB = range(10, 16)
-UNITS, UP_UNITS, WORTH_PREPARING, WORTH, WORTH_ADDING = range(16, 21)
+PREPARE_JOB, UP_PREPARE_JOB, GATE_UP_JOB, DOWN_JOB, EACH_JOB, SUM_JOB, BOTH_JOB, ACTIVATE_JOB = range(10, 18)
+UNITS, UP_UNITS, WORTH_PREPARING, WORTH, WORTH_ADDING = range(18, 23)
 
 FEW_ROWS = 4
-"""Up to so many rows an expert, on average, its down weights are read in one stream."""
+"""Up to so many rows an expert, on average, its weights are read in one stream."""
 _CHUNKS_A_THREAD = 32
 
 
@@ -44,15 +45,19 @@ def make_frame(pool: Pool, layer: Any, n_tokens: int, top_k: int) -> np.ndarray:
     hidden_bytes = layer.down.preparation.row_bytes
     hidden = pool.buffer("hidden", n_rows * hidden_bytes)
     scratch = (pool.buffer("scratch", pool.n_threads * s.thread_bytes(kind)), s.thread_bytes(kind), s.sums_offset(kind))
-    outputs = pool.buffer("outputs", 4 * n_rows * n_out) if n_rows <= FEW_ROWS * layer.n_experts else 0
+    few = n_rows <= FEW_ROWS * layer.n_experts
+    outputs = pool.buffer("outputs", 4 * n_rows * n_out) if few else 0
+    half = aligned(4 * n_hidden)
+    both = pool.buffer("both", 2 * n_rows * half) if few else 0
     places, hidden_rows = pool.buffer("places", 8 * (n_rows + n_tokens)), pool.buffer("hidden_rows", 8 * n_rows)
     frame[SIZES, : TOKEN_PLACES + 1] = [
         address_of(frame), n_tokens, top_k, layer.n_experts, pool.n_threads, max(32, layer.down.layout.group),
         pool.buffer("counts", 8 * layer.n_experts), tokens, weights, places,
     ]  # fmt: skip
-    frame[SIZES, GATE_UP_JOB : SUM_JOB + 1] = [
+    frame[SIZES, GATE_UP_JOB : ACTIVATE_JOB + 1] = [
         layer.gate_up, job(f"down.{index}", lambda: j.make_down(index)), job("down_each", lambda: j.down_each),
-        job(f"add_experts.{index}", lambda: j.make_sum(index)),
+        job(f"add_experts.{index}", lambda: j.make_sum(index)), job("gate_up_each", lambda: j.gate_up_each),
+        layer.activate,
     ]  # fmt: skip
     frame[SIZES, WORTH:] = 0
     frame[SIZES, WORTH] = n_rows * n_hidden * layer.gate.n_inputs >= WORTH_WAKING
@@ -67,7 +72,7 @@ def make_frame(pool: Pool, layer: Any, n_tokens: int, top_k: int) -> np.ndarray:
         up_inputs = pool.buffer("up_inputs", 8 * n_rows)
     _put(frame[GATE_UP], [
         layer.gate.at, 0 if layer.up is None else layer.up.at, groups, 0, 0, n_hidden, inputs, hidden, hidden_bytes,
-        *layer.hidden_order, *scratch, layer.activation, 0, up_inputs,
+        *layer.hidden_order, *scratch, layer.activation, 0, up_inputs, both, 2 * half, half,
     ])  # fmt: skip
     _put(frame[DOWN], [
         layer.down.at, 0, groups, 0, 0, n_out, 0, hidden, hidden_bytes, 0, 0, tokens, weights, *scratch, n_tokens,
@@ -113,10 +118,11 @@ def launch(block, frame, x, x_stride, ids, weights, out, out_stride):
     if n_groups == 0:
         return False
     n_phases = _prepare(frame, x, x_stride, n_groups)
-    n_phases = _gate_up(frame, n_phases, n_groups)
     if n_rows <= FEW_ROWS * n_groups:
+        n_phases = _gate_up_each(frame, n_phases, n_groups)
         n_phases = _down_by_expert(frame, n_phases, n_groups, out, out_stride)
     else:
+        n_phases = _gate_up(frame, n_phases, n_groups)
         n_phases = _down(frame, n_phases, n_groups, out, out_stride)
     run_phases(block, sizes[AT] + 8 * WORDS * PHASES, n_phases)
     return True
@@ -159,6 +165,18 @@ def _gate_up(frame, n_phases, n_groups):
     words[j.CHUNK], words[j.N_CHUNKS] = chunk, (n_hidden + chunk - 1) // chunk
     words[j.LAST_GROUP] = n_groups - 1
     return _phase(frame, n_phases, GATE_UP_JOB, GATE_UP, n_groups * words[j.N_CHUNKS], WORTH)
+
+
+@njit
+def _gate_up_each(frame, n_phases, n_groups):
+    """The rows of each matrix by themselves, then the activation."""
+    sizes, words = frame[SIZES], frame[GATE_UP]
+    chunk = chunk_rows(2 * words[j.N_HIDDEN], n_groups, sizes[N_THREADS])
+    words[j.CHUNK], words[j.N_CHUNKS] = chunk, (words[j.N_HIDDEN] + chunk - 1) // chunk
+    words[j.LAST_GROUP] = n_groups - 1
+    n_phases = _phase(frame, n_phases, BOTH_JOB, GATE_UP, 2 * n_groups * words[j.N_CHUNKS], WORTH)
+    n_rows = load_i64(words[j.GROUPS], 3 * n_groups - 2) + load_i64(words[j.GROUPS], 3 * n_groups - 1)
+    return _phase(frame, n_phases, ACTIVATE_JOB, GATE_UP, n_rows, WORTH)
 
 
 @njit

@@ -1,24 +1,20 @@
 """Dot products of weight rows with a few activations of 16 bits: the kernel of decoding where codes are small integers.
 
-Codes become integers of 16 bits by a shift and a mask, and pairs of them meet pairs of activations in one instruction
-that multiplies and adds: half the work of products in f32. The int32 sums of a block become f32 once, where they meet
-the scales of the weights and of the activations.
+Codes and activations meet in instructions that multiply several small integers and add them up (`int16_pairs`,
+`int16_planes`). The int32 sums of a block become f32 once, where they meet the scales of the weights and of the
+activations.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from coterie.backends.cpu.kernels.decode import SCALE_BYTES, load_floats
-from coterie.backends.cpu.kernels.gemm import store_sums
-from coterie.backends.cpu.kernels.int16_round import fields
-from coterie.backends.cpu.kernels.vector import I8, I16, I32, I64, Vectors
+from coterie.backends.cpu.kernels.int16_round import arrangement
+from coterie.backends.cpu.kernels.vector import I32, I64, Vectors
 from coterie.backends.cpu.layout import Layout, from_key
-
-_E2M1_TWICE = (0, 1, 2, 3, 4, 6, 8, 12)
-_E2M1_TABLE = [sign * twice for sign in (1, -1) for twice in _E2M1_TWICE]
 
 
 @intrinsic(prefer_literal=True)
@@ -52,6 +48,10 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
+_UNROLLED = 16
+"""Blocks of a stretch that are written out for one row and one token; more of anything loops."""
+
+
 class _DotRows:
     """A row goes by stretches of `lanes` groups, whose scales meet the activations' in one product of vectors."""
 
@@ -59,6 +59,7 @@ class _DotRows:
         b = builder
         v = self.v = Vectors(builder, layout.isa)
         self.builder, self.layout, self.args, self.n_rows = b, layout, args, n_rows
+        self.arrangement = arrangement(layout)
         self.codes = [b.add(args["codes"], b.mul(args["codes_stride"], v.integer(row))) for row in range(n_rows)]
         offsets = [b.mul(args["scales_stride"], v.integer(row)) for row in range(n_rows)]
         self.scales = [b.add(args["scales"], offset) for offset in offsets]
@@ -79,7 +80,8 @@ class _DotRows:
             self._stretch(b.mul(whole, v.integer(v.lanes)), rest)
         for token in range(len(self.inputs)):
             line = b.add(self.args["out"], b.mul(self.args["out_stride"], v.integer(4 * token)))
-            store_sums(v, [b.load(totals[token]) for totals in self.totals], line)
+            for row, totals in enumerate(self.totals):
+                v.store(v.sum(b.load(totals[token])), v.at(line, 4 * row))
 
     def _stretch(self, first: Any, n_valid: Any | None) -> None:
         """The groups from `first` on: `lanes` of them, or `n_valid`."""
@@ -95,48 +97,72 @@ class _DotRows:
             if layout.kind == "e2m1":
                 scales = b.fmul(scales, v.floats_of(0.5))
             factors.append([b.fmul(scales, step) for step in steps])
+        places = [b.add(place, b.mul(self.n_groups, v.integer(4))) for place in places]
         if layout.kind == "affine":
-            sums = [self._floats("f32", b.add(place, b.mul(self.n_groups, v.integer(4))), n_valid) for place in places]
+            sums = [self._floats("f32", place, n_valid) for place in places]
             for row in range(self.n_rows):
                 biases = self._floats(layout.scale, b.add(self.biases[row], offset), n_valid)
                 for token, values in enumerate(sums):
                     self._accumulate(row, token, biases, values)
+        elif self.arrangement.OFFSET[layout.kind]:
+            for token, place in enumerate(places):
+                offsets = b.sitofp(b.bitcast(self._floats("f32", place, n_valid), v.ints), v.floats)
+                for row in range(self.n_rows):
+                    self._accumulate(row, token, factors[row][token], offsets)
         groups = v.integer(v.lanes) if n_valid is None else n_valid
         n_inputs = b.mul(groups, v.integer(layout.group))
-        first_block = b.sdiv(b.mul(first, v.integer(layout.group)), v.integer(layout.block))
         n_blocks = b.sdiv(n_inputs, v.integer(layout.block))
-        with v.loop(n_blocks) as block:
-            self._block(first_block, block, factors, None)
+        emit = self._blocks(b.sdiv(b.mul(first, v.integer(layout.group)), v.integer(layout.block)), factors)
+        most = v.lanes * layout.group // layout.block
+        if self.n_rows * len(self.inputs) == 1 and most <= _UNROLLED:
+            self._written_out(emit, n_blocks, range(most))
+        else:
+            with v.loop(n_blocks) as block:
+                emit(block, None)
         if n_valid is not None and layout.block > layout.group:
             rest = b.srem(n_inputs, v.integer(layout.block))
             with b.if_then(b.icmp_signed(">", rest, v.integer(0))):
-                self._block(first_block, n_blocks, factors, rest)
+                emit(n_blocks, rest)
+
+    def _written_out(self, emit: Callable[[Any, Any | None], None], n_blocks: Any, numbers: range) -> None:
+        """Blocks 0 to n_blocks - 1, none behind `numbers`, one after the other."""
+        if not numbers:
+            return
+        b, v = self.builder, self.v
+        with b.if_then(b.icmp_signed("<", v.integer(numbers[0]), n_blocks)):
+            emit(v.integer(numbers[0]), None)
+            self._written_out(emit, n_blocks, numbers[1:])
 
     def _floats(self, kind: str, address: Any, n_valid: Any | None) -> Any:
         return load_floats(self.v, kind, address, n_valid)
 
-    def _block(self, first: Any, block: Any, factors: list[list[Any]], n_valid: Any | None) -> None:
-        """Block number first + block of the rows; `block` counts from the stretch's first."""
+    def _blocks(self, first: Any, factors: list[list[Any]]) -> Callable[[Any, Any | None], None]:
+        """emit(block, n_valid) adds the products of a block, counted from the stretch's first, which is the row's
+        `first`.
+        """
         b, v, layout = self.builder, self.v, self.layout
-        index = b.add(first, block)
-        offset = b.mul(index, v.integer(layout.block_bytes))
-        bases = [b.add(address, b.mul(index, v.integer(2 * layout.block))) for address in self.inputs]
-        width, n_fields = 4 * v.lanes, fields(layout)
-        xs = [[v.load(v.ints, v.at(base, width * field)) for field in range(n_fields)] for base in bases]
-        group = self._groups(block)
-        for row, codes in enumerate(self.codes):
-            place = b.add(codes, offset)
-            v.prefetch(b.add(place, self.args["codes_ahead"]))
-            if n_valid is None:
-                words = v.load(v.ints, place)
-            else:
-                words = v.load_masked(v.ints, place, b.sdiv(n_valid, v.integer(layout.fields)))
-            decoded = code_fields(v, layout, words)
-            for token, x in enumerate(xs):
-                total = ir.Constant(v.ints, None)
-                for integers, activations in zip(decoded, x, strict=True):
-                    total = dot_pairs(v, total, integers, activations)
-                self._accumulate(row, token, b.sitofp(total, v.floats), v.permute(factors[row][token], group))
+        starts = [b.add(address, b.mul(first, v.integer(layout.block_bytes))) for address in self.codes]
+        inputs = [b.add(address, b.mul(first, v.integer(2 * layout.block))) for address in self.inputs]
+        width, n_vectors = 4 * v.lanes, 16 // layout.bits
+
+        def emit(block: Any, n_valid: Any | None) -> None:
+            bases = [b.add(address, b.mul(block, v.integer(2 * layout.block))) for address in inputs]
+            xs = [[v.load(v.ints, v.at(base, width * place)) for place in range(n_vectors)] for base in bases]
+            group = self._groups(block)
+            for row, start in enumerate(starts):
+                place = b.add(start, b.mul(block, v.integer(layout.block_bytes)))
+                # The first level has few places to remember what it waits for: asking it took 28 of 34 GB/s, not 33.
+                v.prefetch(b.add(place, self.args["codes_ahead"]), level=2)
+                if n_valid is None:
+                    words = v.load(v.ints, place)
+                else:
+                    words = v.load_masked(v.ints, place, b.sdiv(n_valid, v.integer(layout.fields)))
+                decoded = self.arrangement.decode(v, layout, words)
+                for token, x in enumerate(xs):
+                    total = b.sitofp(self.arrangement.dot(v, layout, decoded, x), v.floats)
+                    self._accumulate(row, token, total, v.permute(factors[row][token], group))
+
+        return emit
 
     def _groups(self, block: Any) -> Any:
         """The group of each lane, counted from the stretch's first."""
@@ -151,44 +177,3 @@ class _DotRows:
     def _accumulate(self, row: int, token: int, a: Any, b: Any) -> None:
         total = self.totals[row][token]
         self.builder.store(self.v.fma(a, b, self.builder.load(total)), total)
-
-
-def code_fields(v: Vectors, layout: Layout, words: Any) -> list[Any]:
-    """The fields of a block's words, each a vector of two integers of 16 bits a lane; E2M1 numbers are doubled."""
-    b = v.builder
-    halves = ir.VectorType(I16, 2 * v.lanes)
-    raw = b.bitcast(words, halves)
-    mask = ir.Constant(halves, [(1 << layout.bits) - 1] * (2 * v.lanes))
-    decoded = []
-    for field in range(fields(layout)):
-        shifted = b.lshr(raw, ir.Constant(halves, [layout.bits * field] * (2 * v.lanes))) if field else raw
-        if layout.kind == "e2m1":
-            decoded.append(b.bitcast(_e2m1(v, shifted, mask), v.ints))
-        else:
-            last = field == fields(layout) - 1
-            decoded.append(b.bitcast(shifted if last else b.and_(shifted, mask), v.ints))
-    return decoded
-
-
-def _e2m1(v: Vectors, nibbles: Any, mask: Any) -> Any:
-    """Twice the E2M1 numbers of the lowest four bits of 16-bit lanes."""
-    b, halves = v.builder, nibbles.type
-    if v.lanes == 16:
-        # The table is there twice, because the look-up takes five bits.
-        return v.call("llvm.x86.avx512.permvar.hi.512", halves, [ir.Constant(halves, _E2M1_TABLE * 2), nibbles])
-    octets = ir.VectorType(I8, 2 * halves.count)
-    entries = ir.Constant(octets, [entry & 0xFF for entry in _E2M1_TABLE] * (octets.count // 16))
-    looked_up = v.call("llvm.x86.avx2.pshuf.b", octets, [entries, b.bitcast(b.and_(nibbles, mask), octets)])
-    # The upper bytes looked up entry 0, which is 0; a number of eight bits becomes one of sixteen.
-    eight = ir.Constant(halves, [8] * halves.count)
-    return b.ashr(b.shl(b.bitcast(looked_up, halves), eight), eight)
-
-
-def dot_pairs(v: Vectors, total: Any, a: Any, b: Any) -> Any:
-    """total + a[0] * b[0] + a[1] * b[1] of the signed integers of 16 bits in each lane."""
-    bits, halves = 32 * v.lanes, ir.VectorType(I16, 2 * v.lanes)
-    pairs = [v.builder.bitcast(a, halves), v.builder.bitcast(b, halves)]
-    if v.isa.vnni:
-        return v.call(f"llvm.x86.avx512.vpdpwssd.{bits}", v.ints, [total, *pairs])
-    name = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}[bits]
-    return v.builder.add(total, v.call(name, v.ints, pairs))

@@ -1,32 +1,33 @@
-"""Activations of 16 bits: each group of a row is rounded to integers from -32767 to 32767 times one f32 scale.
+"""Activations of 16 bits: each group of a row is rounded to integers from -32639 to 32639 times one f32 scale.
 
-A prepared row is three arrays one behind the other: the integers in the order of the weights' fields, padded to whole
-blocks; the scales of the groups, f32; and what stands in for the weights' offset, as with activations of 8 bits: scale
-times the integers' sum in affine formats, whose biases meet it, and an int32 for E2M1. So the products are those of the
-exact weights with the rounded activations, whose errors are at most 1.6e-5 of the largest magnitude of their group.
-
-A block of codes is read as lanes of 16 bits, each with `fields` codes; field j of all lanes is what a shift and a mask
-leave, and the integers that it meets stand together. Two neighbouring lanes share a word of 32 bits.
+A prepared row is three arrays one behind the other: the integers beside the weights' blocks, in one of two arrangements
+(`int16_pairs`, `int16_planes`), padded to whole blocks; the scales of the groups, f32; and what stands in for the
+weights' offset, as with activations of 8 bits: scale times the integers' sum in affine formats, whose biases meet it,
+and an int32 for E2M1. So the products are those of the exact weights with the rounded activations, whose errors are at
+most 1.6e-5 of the largest magnitude of their group.
 """
 
+from types import ModuleType
 from typing import Any
 
 from llvmlite import ir
 
+from coterie.backends.cpu.kernels import int16_pairs, int16_planes
 from coterie.backends.cpu.kernels.int8_panel import E2M1_OFFSET
 from coterie.backends.cpu.kernels.vector import F32, I16, I32, Vectors
 from coterie.backends.cpu.layout import Layout
 
-LARGEST = 32767
+LARGEST = 32639
+"""127 * 256 + 127, so that an integer is two signed bytes."""
 SMALLEST_SCALED = 2.0**-100
 """A group without a larger magnitude counts as zeros: the reciprocal of its scale would leave f32's range."""
 _ROUNDING = 1.5 * 2.0**23
 """Added to a small f32 it rounds it to an integer (ties to even), whose two's complement is then in the lowest bits."""
 
 
-def fields(layout: Layout) -> int:
-    """Codes in a lane of 16 bits."""
-    return 16 // layout.bits
+def arrangement(layout: Layout) -> ModuleType:
+    """How integers stand beside codes: the module that stores, decodes and multiplies them."""
+    return int16_planes if layout.isa.vnni else int16_pairs
 
 
 def scales_offset(layout: Layout, n_inputs: int) -> int:
@@ -77,16 +78,13 @@ def _rounded(v: Vectors, layout: Layout, source: Any) -> tuple[Any, Any]:
 
 
 def _store_integers(v: Vectors, layout: Layout, integers: Any, prepared: Any, group: Any) -> None:
-    """Store a group's integers at their places: a run of lanes of every field of the block, or blocks, they are in."""
-    b, n_fields = v.builder, fields(layout)
-    lanes = min(layout.group, layout.block) // n_fields
-    groups_a_block = max(1, layout.block // layout.group)
-    block = b.sdiv(group, v.integer(groups_a_block))
-    blocks_a_group = max(1, layout.group // layout.block)
-    base = b.add(prepared, b.mul(block, v.integer(2 * layout.block * blocks_a_group)))
-    base = b.add(base, b.mul(b.srem(group, v.integer(groups_a_block)), v.integer(2 * lanes)))
-    halves = b.trunc(integers, ir.VectorType(I16, layout.group))
+    """Store a group's integers in the block, or blocks, that it is in."""
+    b = v.builder
+    groups_a_block, blocks_a_group = max(1, layout.block // layout.group), max(1, layout.group // layout.block)
+    count = layout.group // blocks_a_group
+    n_words = count // layout.fields
+    block = b.mul(b.sdiv(group, v.integer(groups_a_block)), v.integer(2 * layout.block * blocks_a_group))
+    place = b.add(b.add(prepared, block), b.mul(b.srem(group, v.integer(groups_a_block)), v.integer(4 * n_words)))
     for part in range(blocks_a_group):
-        for field in range(n_fields):
-            run = v.shuffle(halves, [part * layout.block + lane * n_fields + field for lane in range(lanes)])
-            v.store(run, v.at(base, 2 * (part * layout.block + field * (layout.block // n_fields))))
+        run = v.shuffle(integers, range(part * count, (part + 1) * count))
+        arrangement(layout).store_integers(v, layout, run, v.at(place, 2 * layout.block * part), n_words)

@@ -114,12 +114,7 @@ class PackedRows:
 
     def quads(self, words: Any) -> list[Any]:
         """The quads of a vector that holds one word of each row."""
-        b, v, bits = self.builder, self.v, self.layout.bits
-        if bits == 8:
-            return [words]
-        mask = v.ints_of(((1 << bits) - 1) * 0x01010101)
-        quads = [b.and_(b.lshr(words, v.ints_of(bits * quad)), mask) for quad in range(quads_a_word(self.layout))]
-        return [byte_table(v, _E2M1_TABLE, codes) for codes in quads] if self.layout.kind == "e2m1" else quads
+        return byte_fields(self.v, self.layout, words)
 
     def fill_scales(self) -> None:
         """Write the scales, and biases, to the panel: behind the codes of their groups."""
@@ -155,6 +150,19 @@ class PackedRows:
         rest = b.srem(self.args["count"], v.integer(v.lanes))
         with b.if_then(b.icmp_signed(">", rest, v.integer(0))):
             block(b.mul(n_whole, v.integer(v.lanes)), rest)
+
+
+def byte_fields(v: Vectors, layout: Layout, words: Any) -> list[Any]:
+    """The codes of a vector of words as vectors of unsigned bytes: field j is what a shift by j codes leaves of each
+    byte.
+    """
+    b, bits = v.builder, layout.bits
+    if bits == 8:
+        return [words]
+    mask = v.ints_of(((1 << bits) - 1) * 0x01010101)
+    shifted = [words, *(b.lshr(words, v.ints_of(bits * field)) for field in range(1, 8 // bits))]
+    fields = [b.and_(part, mask) for part in shifted]
+    return [byte_table(v, _E2M1_TABLE, codes) for codes in fields] if layout.kind == "e2m1" else fields
 
 
 def _fill_block(rows: PackedRows, block: Any, words: list[Any]) -> None:

@@ -59,10 +59,12 @@ class Vectors:
         others = ir.Constant(kind, None if fill is None else [fill] * count)
         return self.call(name, kind, [pointer, ir.Constant(I32, 1), mask, others])
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the cache line at an address that may be anywhere; nothing happens where there is no memory."""
+    def prefetch(self, address: Any, level: int = 1) -> None:
+        """Ask for the cache line at an address that may be anywhere, up to the cache of a level, 1 or 2; nothing
+        happens where there is no memory.
+        """
         pointer = self.builder.inttoptr(address, I8.as_pointer())
-        arguments = [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
+        arguments = [pointer, ir.Constant(I32, 0), ir.Constant(I32, 4 - level), ir.Constant(I32, 1)]
         self.call("llvm.prefetch.p0", ir.VoidType(), arguments)
 
     def splat(self, scalar: Any, count: int | None = None) -> Any:
