@@ -21,6 +21,11 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 SPEAKS_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 """Whether kernels may have instructions of NVIDIA's in them, where Triton has no word for what these do."""
 
+EARLY_LAUNCHES = False
+"""Whether kernels are launched early. They are not: a kernel that begins early finds shared memory divided as the one
+before it wanted, and fewer of its programs fit.
+"""
+
 _FIRST_WITH_EARLY_LAUNCH = (9, 0)
 
 
@@ -40,7 +45,7 @@ def let_next_begin(EARLY: tl.constexpr):
 
 @functools.cache
 def _launches_early(device: torch.device) -> bool:
-    if INTERPRETED.value or torch.version.hip is not None:
+    if not EARLY_LAUNCHES or INTERPRETED.value or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= _FIRST_WITH_EARLY_LAUNCH
 

@@ -89,8 +89,8 @@ def _down_by_token(
     with on_device_of(out):
         down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), n_tokens)](
             hidden.values, down.codes, down.scales, down.biases, weights if bias is None else bias,
-            ids, weights, out, down.n_experts, top_k, ids.numel(), down.n_rows,
-            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess,
+            ids, weights, out, down.n_experts, top_k, ids.numel(), down.n_rows, down.n_words,
+            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess, down.kind,
             bias is not None, hidden.parts, n_slots, n_batch // n_slots, _DOWN_ROWS, _DOWN_STAGES,
             **early(out), num_warps=min(n_batch, _MOST_WARPS),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from coterie.backends.cuda.kernels.linear import linear_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, multiply, prepare
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import few_tile, steps, tile_for
+from coterie.backends.cuda.tiles import batches_in_step, few_tile, tile_for
 
 _TOGETHER = 3
 """Matrices that one launch takes."""
@@ -61,19 +61,19 @@ def _together(
     tile = few_tile(parts)
     described: list[torch.Tensor | int] = []
     for index in range(_TOGETHER):
-        stack, bias, product = (
-            (stacks[index], biases[index], out[index]) if index < len(stacks) else (stacks[0], None, out[0])
-        )
-        n_rows = stack.n_rows if index < len(stacks) else 0
-        no_bias = rows.sums
-        described += [stack.codes, stack.scales, stack.biases, no_bias if bias is None else bias, product, n_rows]
+        there = index < len(stacks)
+        stack, bias, product = (stacks[index], biases[index], out[index]) if there else (stacks[0], None, out[0])
+        added = rows.sums if bias is None else bias
+        described += [stack.codes, stack.scales, stack.biases, added, product]
+        described += [stack.n_rows if there else 0, stack.n_words]
     n_tiles = sum(triton.cdiv(stack.n_rows, tile.bn) for stack in stacks)
     first = stacks[0]
     has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
     with on_device_of(x):
         linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](
-            x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess,
-            *has_bias, tile.bn, tile.rows, parts, tile.warps, steps(first), tile.stages,
+            x, *described, n,
+            first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess, first.kind,
+            *has_bias, tile.bn, tile.rows, parts, tile.warps, batches_in_step(first, tile), tile.stages,
             **early(x), num_warps=tile.warps,
         )  # fmt: skip
     return out

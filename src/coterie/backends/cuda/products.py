@@ -11,7 +11,7 @@ from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_ke
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.stacks import Stack
-from coterie.backends.cuda.tiles import Tile, steps
+from coterie.backends.cuda.tiles import Tile, batches_in_step, groups_in_step
 
 _GROUPED_AT_ONCE = 4096
 """Slots that each expert's program can look through by itself in a few microseconds."""
@@ -160,9 +160,9 @@ def _launch(
     gated, fused = target is not None, target is not None and up is None
     second = stack if up is None else up
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
-    kernel, own = many_rows_kernel, {}
+    kernel, own = many_rows_kernel, {"STEPS": groups_in_step(stack, tile)}
     if tile.few:
-        kernel, own = few_rows_kernel, {"GB": tile.warps, "STEPS": steps(stack)}
+        kernel, own = few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
     x = rows.values
     no_bias = rows.sums
     with on_device_of(x):
@@ -170,8 +170,9 @@ def _launch(
             x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
             no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
             slots.order, slots.offsets, slots.blocks, out, out_sums,
-            stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
-            stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
+            stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, stack.n_words,
+            n_rows if fused else 0,
+            stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, stack.kind, rows.span,
             16 if target is None else target.group, 1 if target is None else target.per_unit,
             span, gated, activation or "", bias is not None,
             tile.bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,

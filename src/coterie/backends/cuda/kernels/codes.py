@@ -190,52 +190,33 @@ def fetched(octets, place, inside, BITS: tl.constexpr):
     return _number(code_at(octets, place, inside, BITS), "affine", BITS)
 
 
-def _load(width: str) -> tl.constexpr:
-    """PTX: a load of few bits into a register of 32, or zero where the predicate is."""
-    load = f"setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.{width} $0, [$1];"
-    return tl.constexpr("{ .reg .pred p; " + load + " }")
-
-
-_LOAD_16 = _load("u16")
-_LOAD_8 = _load("u8")
+@triton.constexpr_function
+def scales_in_word(kind):
+    """How many stored scales, or biases, of a kind share a 32-bit word."""
+    return {"float32": 1, "float16": 2, "bfloat16": 2}.get(kind, 4)
 
 
 @triton.jit
-def _small_at(pointers, mask, TEXT: tl.constexpr):
-    place, there = pointers.to(tl.int64), tl.broadcast_to(mask, pointers.shape).to(tl.int32)
-    return tl.inline_asm_elementwise(TEXT, "=&r,l,r", [place, there], dtype=tl.int32, is_pure=False, pack=1)
+def words_at(words, n_words, group, row, mask, KIND: tl.constexpr):
+    """The words in which the scales of rows stand, for groups.
 
-
-@triton.jit
-def bits_at(pointers, mask):
-    """What is stored at pointers as int32: the bits of a float, or a byte.
-
-    Meant to be fetched a step ahead. Loads of 16 bits would not do: the compiler packs what they bring in pairs before
-    the step ends, and so waits for it.
+    Scales are fetched as words, neighbours that share one fetch the same, because an asynchronous copy takes no less;
+    fetched by themselves, they would be waited for in every step.
     """
-    TYPE: tl.constexpr = pointers.dtype.element_ty
-    if TYPE == tl.float32:
-        bits = tl.load(pointers, mask=mask, other=0.0).to(tl.int32, bitcast=True)
-    elif SPEAKS_PTX:
-        bits = _small_at(pointers, mask, _LOAD_8 if TYPE == tl.uint8 else _LOAD_16)
-    elif TYPE == tl.uint8:
-        bits = tl.load(pointers, mask=mask, other=0).to(tl.int32)
-    else:
-        bits = tl.load(pointers, mask=mask, other=0.0).to(tl.uint16, bitcast=True).to(tl.int32)
-    return bits
+    return tl.load(words + (group * n_words + row // scales_in_word(KIND)), mask=mask, other=0)
 
 
 @triton.jit
-def number_of(bits, TYPE: tl.constexpr, MODE: tl.constexpr):
-    """f32 numbers of `bits_at` of scales, or biases, of the given type."""
-    if MODE == "nvfp4":
-        number = e4m3(bits.to(tl.uint32))
-    elif MODE != "affine":
-        number = e8m0(bits.to(tl.uint32))
-    elif TYPE == tl.float32:
-        number = bits.to(tl.float32, bitcast=True)
-    elif TYPE == tl.bfloat16:
-        number = (bits << 16).to(tl.float32, bitcast=True)
+def number_in(word, row, KIND: tl.constexpr):
+    """The f32 number of a row in its word; KIND: a float type, or the mode whose scales are bytes."""
+    if KIND == "float32":
+        number = word.to(tl.float32, bitcast=True)
+    elif KIND == "bfloat16":
+        number = tl.where(row % 2 == 0, word << 16, word & -65536).to(tl.float32, bitcast=True)
+    elif KIND == "float16":
+        bits = (word >> (row % 2 * 16)).to(tl.uint16)
+        number = bits.to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        number = bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        octet = (word >> (row % 4 * 8) & 255).to(tl.uint32)
+        number = e4m3(octet) if KIND == "nvfp4" else e8m0(octet)
     return number

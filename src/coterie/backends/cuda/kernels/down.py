@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.batch import activations, add_products, scale_bits, sums_of
+from coterie.backends.cuda.kernels.batch import activations, add_products, sums_of
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 from coterie.ops.combine import SKIPPED_BELOW
 
@@ -15,9 +15,9 @@ _COLUMNS = tl.constexpr(8)
 @triton.jit
 def down_kernel(
     hidden, codes, scales, biases, bias, ids, weights, out,
-    n_experts, top_k, n_slots, n_rows,
+    n_experts, top_k, n_slots, n_rows, n_words,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, SLOTS: tl.constexpr, TOGETHER: tl.constexpr,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, SLOTS: tl.constexpr, TOGETHER: tl.constexpr,
     BN: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """BN values of a token's sum over its slots of weight * (down @ hidden + bias).
@@ -39,30 +39,22 @@ def down_kernel(
     expert = tl.load(ids + place, mask=slot < top_k, other=-1)
     weight = tl.load(weights + place, mask=slot < top_k, other=0.0)
     used = (expert >= 0) & (expert < n_experts) & (tl.abs(weight) >= _SKIPPED_BELOW)
-    begin = tl.where(used, expert, 0).to(tl.int64) * n_rows
+    matrix = tl.where(used, expert, 0).to(tl.int64)
     hidden_row = (part[:, None] * n_slots + place[None, :]).to(tl.int64)
     live = (part < PARTS)[:, None] & used[None, :]
     acc = tl.zeros((GB, BN, _COLUMNS), tl.float32)
-    TYPE: tl.constexpr = scales.dtype.element_ty
-    group = batch % TOGETHER
-    there = used & (group < tl.cdiv(K, G))
-    scale, bias_of_codes = scale_bits(scales, biases, n_rows, begin, row, inside, group, there, K, MODE, G)
     for first in tl.range(0, tl.cdiv(K, G), TOGETHER, num_stages=STAGES):
         group = first + batch % TOGETHER
         there = used & (group < tl.cdiv(K, G))
-        coming = group + TOGETHER
-        some = used & (coming < tl.cdiv(K, G))
-        next_scale, next_bias = scale_bits(scales, biases, n_rows, begin, row, inside, coming, some, K, MODE, G)
         tile = activations(hidden, hidden_row * K, live, group, there, K, G)
         sums = sums_of(tile, MODE, GB, BN, _COLUMNS, G)
         acc = add_products(
-            acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C,
-            EXCESS, TYPE, GB, BN, _COLUMNS,
+            acc, tile, sums, codes, scales, biases, matrix, n_rows, n_words, row, inside, group, there,
+            K, MODE, BITS, G, C, EXCESS, KIND, GB, BN, _COLUMNS,
         )  # fmt: skip
-        scale, bias_of_codes = next_scale, next_bias
     total = tl.sum(tl.sum(acc * tl.where(used, weight, 0.0)[:, None, None], 0), 1)
     if HAS_BIAS:
-        added = tl.load(bias + begin[:, None] + row[None, :], mask=used[:, None] & inside[None, :], other=0.0)
+        added = tl.load(bias + matrix[:, None] * n_rows + row[None, :], mask=used[:, None] & inside[None, :], other=0.0)
         once = tl.where(used & (batch % TOGETHER == 0), weight, 0.0)
         total += tl.sum(added * once[:, None], 0)
     tl.store(out + token.to(tl.int64) * n_rows + row, total.to(out.dtype.element_ty), mask=inside)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.activation import gated
-from coterie.backends.cuda.kernels.batch import activations, add_products, scale_bits, sums_of
+from coterie.backends.cuda.kernels.batch import activations, add_products, sums_of
 from coterie.backends.cuda.kernels.columns import (
     block_at,
     each_part,
@@ -25,17 +25,17 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 def few_rows_kernel(
     x, x_sums, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias,
     order, offsets, blocks, out, out_sums,
-    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
+    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, n_words, up_row,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr, GATED: tl.constexpr,
-    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr,
-    PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-    GB: tl.constexpr, STEPS: tl.constexpr,
+    KIND: tl.constexpr, SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
+    SLOTS: tl.constexpr, PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    STEPS: tl.constexpr, GB: tl.constexpr,
 ):  # fmt: skip
     """BN rows of an expert's matrix times the R rows of a block.
 
     x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot. codes [E, n_stored, ...] and
-    scales, biases [E, K / G, n_stored] are stacks, of whose rows n_rows are multiplied; up rows begin at up_row. bias:
+    scales, biases [E, K / G, n_words] are stacks, of whose rows n_rows are multiplied; up rows begin at up_row. bias:
     f32 [E, n_stored]. blocks, SLOTS: see `block_at`. x_sums, f32 [PARTS, n_inputs, K / SPAN], are for the kernel for
     many rows, which has the same arguments; this one makes its own sums.
 
@@ -56,50 +56,35 @@ def few_rows_kernel(
     columns = each_part(live, PARTS, R)
     stored = expert * n_stored
     W: tl.constexpr = row_width(K, MODE, BITS, C)
-    codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
-    scales, up_scales = scales + stored * (K // G), up_scales + stored * (K // G) + up_row
-    biases, up_biases = biases + stored * (K // G), up_biases + stored * (K // G) + up_row
-    begin = tl.zeros((GB,), tl.int32)
+    codes, up_codes = codes + stored * W, up_codes + stored * W
+    words = expert * (K // G) * n_words
+    scales, up_scales, biases, up_biases = scales + words, up_scales + words, biases + words, up_biases + words
+    matrix = tl.zeros((GB,), tl.int32)
+    up = row + up_row
     acc = tl.zeros((GB, BN, BT), tl.float32)
     up_acc = tl.zeros((GB, BN, BT), tl.float32)
-    TYPE: tl.constexpr = scales.dtype.element_ty
-    group = tl.arange(0, GB)
-    there = group < tl.cdiv(K, G)
-    # Scales are too few bytes for an asynchronous copy: they are fetched a step ahead by hand.
-    scale, bias_of_codes = scale_bits(scales, biases, n_stored, begin, row, inside, group, there, K, MODE, G)
-    up_scale, up_bias_of_codes = scale_bits(
-        up_scales, up_biases, n_stored, begin, row, inside, group, there, K, MODE, G,
-    )  # fmt: skip
     for first in tl.range(0, tl.cdiv(K, G), GB * STEPS, num_stages=STAGES):
         for step in tl.static_range(STEPS):
             group = first + step * GB + tl.arange(0, GB)
             there = group < tl.cdiv(K, G)
-            coming = group + GB
-            some = coming < tl.cdiv(K, G)
-            next_scale, next_bias = scale_bits(scales, biases, n_stored, begin, row, inside, coming, some, K, MODE, G)
             tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
             sums = sums_of(tile, MODE, GB, BN, BT, G)
             acc = add_products(
-                acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C,
-                EXCESS, TYPE, GB, BN, BT,
+                acc, tile, sums, codes, scales, biases, matrix, n_stored, n_words, row, inside, group, there,
+                K, MODE, BITS, G, C, EXCESS, KIND, GB, BN, BT,
             )  # fmt: skip
-            scale, bias_of_codes = next_scale, next_bias
             if GATED:
-                next_scale, next_bias = scale_bits(
-                    up_scales, up_biases, n_stored, begin, row, inside, coming, some, K, MODE, G,
-                )  # fmt: skip
                 up_acc = add_products(
-                    up_acc, tile, sums, up_codes, up_scale, up_bias_of_codes, begin, row, inside, group, there, K,
-                    MODE, BITS, G, C, EXCESS, TYPE, GB, BN, BT,
+                    up_acc, tile, sums, up_codes, up_scales, up_biases, matrix, n_stored, n_words, up, inside, group,
+                    there, K, MODE, BITS, G, C, EXCESS, KIND, GB, BN, BT,
                 )  # fmt: skip
-                up_scale, up_bias_of_codes = next_scale, next_bias
     result = parts_added(tl.sum(acc, 0), BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
     if GATED:
         up_result = parts_added(tl.sum(up_acc, 0), BN, PARTS, R)
         if HAS_BIAS:
-            up_result += tl.load(up_bias + stored + up_row + row, mask=inside, other=0.0)[:, None]
+            up_result += tl.load(up_bias + stored + up, mask=inside, other=0.0)[:, None]
         values = gated(result, up_result, ACTIVATION)
         store_hidden(
             values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS,

@@ -3,19 +3,19 @@
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.batch import activations, add_products, scale_bits, sums_of
+from coterie.backends.cuda.kernels.batch import activations, add_products, sums_of
 from coterie.backends.cuda.kernels.columns import each_part, parts_added, starts_of
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
 def linear_kernel(
-    x, codes, scales, biases, bias, out, n_rows,
-    codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2,
-    codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3,
+    x, codes, scales, biases, bias, out, n_rows, n_words,
+    codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2, n_words_2,
+    codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3, n_words_3,
     n_inputs,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_BIAS_2: tl.constexpr, HAS_BIAS_3: tl.constexpr,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BIAS_2: tl.constexpr, HAS_BIAS_3: tl.constexpr,
     BN: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, GB: tl.constexpr, STEPS: tl.constexpr,
     STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -29,18 +29,15 @@ def linear_kernel(
     n_tiles, n_tiles_2 = tl.cdiv(n_rows, BN), tl.cdiv(n_rows_2, BN)
     if tile_index >= n_tiles + n_tiles_2:
         tile_index -= n_tiles + n_tiles_2
-        codes, scales, biases, bias, out, n_rows = codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3
-        has_bias = HAS_BIAS_3
+        codes, scales, biases, bias, out = codes_3, scales_3, biases_3, bias_3, out_3
+        n_rows, n_words, has_bias = n_rows_3, n_words_3, HAS_BIAS_3
     elif tile_index >= n_tiles:
         tile_index -= n_tiles
-        codes, scales, biases, bias, out, n_rows = codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2
-        has_bias = HAS_BIAS_2
+        codes, scales, biases, bias, out = codes_2, scales_2, biases_2, bias_2, out_2
+        n_rows, n_words, has_bias = n_rows_2, n_words_2, HAS_BIAS_2
     row = tile_index * BN + tl.arange(0, BN)
     inside = row < n_rows
-    TYPE: tl.constexpr = scales.dtype.element_ty
-    begin = tl.zeros((GB,), tl.int32)
-    group = tl.arange(0, GB)
-    there = group < tl.cdiv(K, G)
+    matrix = tl.zeros((GB,), tl.int32)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     input_row = tl.program_id(1) * R + tl.arange(0, R)
@@ -48,21 +45,16 @@ def linear_kernel(
     starts = starts_of(input_row, K, n_inputs, PARTS, R)
     columns = each_part(live, PARTS, R)
     acc = tl.zeros((GB, BN, BT), tl.float32)
-    scale, bias_of_codes = scale_bits(scales, biases, n_rows, begin, row, inside, group, there, K, MODE, G)
     for first in tl.range(0, tl.cdiv(K, G), GB * STEPS, num_stages=STAGES):
         for step in tl.static_range(STEPS):
             group = first + step * GB + tl.arange(0, GB)
             there = group < tl.cdiv(K, G)
-            coming = group + GB
-            some = coming < tl.cdiv(K, G)
-            next_scale, next_bias = scale_bits(scales, biases, n_rows, begin, row, inside, coming, some, K, MODE, G)
             tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
             sums = sums_of(tile, MODE, GB, BN, BT, G)
             acc = add_products(
-                acc, tile, sums, codes, scale, bias_of_codes, begin, row, inside, group, there, K, MODE, BITS, G, C,
-                EXCESS, TYPE, GB, BN, BT,
+                acc, tile, sums, codes, scales, biases, matrix, n_rows, n_words, row, inside, group, there,
+                K, MODE, BITS, G, C, EXCESS, KIND, GB, BN, BT,
             )  # fmt: skip
-            scale, bias_of_codes = next_scale, next_bias
     result = parts_added(tl.sum(acc, 0), BN, PARTS, R)
     result += tl.load(bias + row, mask=inside & has_bias, other=0.0)[:, None]
     target = out + input_row.to(tl.int64)[None, :] * n_rows + row[:, None]
