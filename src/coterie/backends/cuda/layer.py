@@ -1,8 +1,6 @@
-"""The experts of a layer: two launches for one token, four for more.
+"""The experts of a layer, in four launches:
 
-    activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
-
-For one token there is nothing to sort, and down is weighted and summed as it is multiplied.
+activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
 """
 
 from typing import Any
@@ -12,7 +10,7 @@ import triton
 
 from coterie.backends.cuda.activations import glu
 from coterie.backends.cuda.device import within_memory
-from coterie.backends.cuda.kernels.down import down_kernel, sum_slots_kernel
+from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.stacks import Stack, stack_of
@@ -21,11 +19,6 @@ from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
 _SUM_BLOCK = 512
-_DOWN_ROWS = 16
-_DOWN_STAGES = 3
-_LEAST_BATCH = 4
-_MOST_WARPS = 8
-"""A batch of the kernel for one token's down has a group for each warp, if the token's experts are not too many."""
 
 
 @within_memory
@@ -54,15 +47,12 @@ def run_experts(
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
-    single = len(x) == 1 or alone
-    tile = few_tile(parts) if single else tile_for(gate, chosen.numel(), parts)
+    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
     hidden = _hidden(x, rows, slots, gate, down, experts, tile)
-    if single:
-        return _down_by_token(hidden, chosen, weights, down, experts.down_bias, dtype)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
     return _sum_slots(values, chosen, weights, gate.n_experts, dtype)
 
@@ -76,25 +66,6 @@ def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack,
     gates = multiply(rows, slots, gate, biases[0], tile, torch.float32)
     ups = multiply(prepare(x, up, rows.parts, tile), slots, up, biases[1], tile, torch.float32)
     return prepare(glu(gates, ups, experts.activation), down, rows.parts, tile)
-
-
-def _down_by_token(
-    hidden: Rows, ids: torch.Tensor, weights: torch.Tensor, down: Stack, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Each token's sum over its slots [T, H], a token for itself."""
-    n_tokens, top_k = weights.shape
-    out = torch.empty((n_tokens, down.n_rows), dtype=dtype, device=weights.device)
-    n_slots = triton.next_power_of_2(top_k)
-    n_batch = max(_LEAST_BATCH, n_slots)
-    with on_device_of(out):
-        down_kernel[(triton.cdiv(down.n_rows, _DOWN_ROWS), n_tokens)](
-            hidden.values, down.codes, down.scales, down.biases, weights if bias is None else bias,
-            ids, weights, out, down.n_experts, top_k, ids.numel(), down.n_rows, down.n_words,
-            down.n_columns, down.mode, down.bits, down.group, down.per_unit, down.excess, down.kind,
-            bias is not None, hidden.parts, n_slots, n_batch // n_slots, _DOWN_ROWS, _DOWN_STAGES,
-            **early(out), num_warps=min(n_batch, _MOST_WARPS),
-        )  # fmt: skip
-    return out
 
 
 def _sum_slots(

@@ -64,15 +64,14 @@ def _together(
         there = index < len(stacks)
         stack, bias, product = (stacks[index], biases[index], out[index]) if there else (stacks[0], None, out[0])
         added = rows.sums if bias is None else bias
-        described += [stack.codes, stack.scales, stack.biases, added, product]
-        described += [stack.n_rows if there else 0, stack.n_words]
+        described += [stack.codes, stack.scales, stack.biases, added, product, stack.n_rows if there else 0]
     n_tiles = sum(triton.cdiv(stack.n_rows, tile.bn) for stack in stacks)
     first = stacks[0]
     has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
     with on_device_of(x):
         linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](
-            x, *described, n,
-            first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess, first.kind,
+            x, rows.sums, *described, n,
+            first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess, rows.span,
             *has_bias, tile.bn, tile.rows, parts, tile.warps, batches_in_step(first, tile), tile.stages,
             **early(x), num_warps=tile.warps,
         )  # fmt: skip

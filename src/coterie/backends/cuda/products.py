@@ -11,7 +11,7 @@ from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_ke
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.stacks import Stack
-from coterie.backends.cuda.tiles import Tile, batches_in_step, groups_in_step
+from coterie.backends.cuda.tiles import Tile, batches_in_step
 
 _GROUPED_AT_ONCE = 4096
 """Slots that each expert's program can look through by itself in a few microseconds."""
@@ -103,8 +103,7 @@ def _prepare(
 ) -> tuple[Rows, tuple[torch.Tensor, ...] | None]:
     n, k = x.shape
     values = torch.empty((parts, n, k), dtype=torch.bfloat16, device=x.device)
-    has_sums = stack.has_sums and not tile.few
-    sums = torch.empty((parts, n, k // stack.group if has_sums else 0), dtype=torch.float32, device=x.device)
+    sums = torch.empty((parts, n, k // stack.group if stack.has_sums else 0), dtype=torch.float32, device=x.device)
     slots: tuple[torch.Tensor, ...] | None = None
     n_slots, n_experts, experts = 0, 0, 0
     if ids is not None:
@@ -117,7 +116,7 @@ def _prepare(
         prepare_kernel[(n + n_experts,)](
             x, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, stack.group, stack.per_unit, parts, has_sums, max(1, 1024 // stack.group),
+            k, stack.group, stack.per_unit, parts, stack.has_sums, max(1, 1024 // stack.group),
             tile.rows, experts, min(1024, triton.next_power_of_2(max(n_slots, 32))), **early(x),
         )  # fmt: skip
     return Rows(values, sums, stack.group), slots
@@ -143,7 +142,7 @@ def gate_and_up(
 ) -> Rows:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
     device = rows.values.device
-    span = 0 if tile.few or not down.has_sums else min(tile.bn, down.group)
+    span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
     n_sums = triton.cdiv(down.n_columns, span) if span else 0
     sums = torch.empty((parts, slots.n, n_sums), dtype=torch.float32, device=device)
@@ -160,7 +159,7 @@ def _launch(
     gated, fused = target is not None, target is not None and up is None
     second = stack if up is None else up
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
-    kernel, own = many_rows_kernel, {"STEPS": groups_in_step(stack, tile)}
+    kernel, own = many_rows_kernel, {}
     if tile.few:
         kernel, own = few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
     x = rows.values
@@ -170,9 +169,8 @@ def _launch(
             x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
             no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
             slots.order, slots.offsets, slots.blocks, out, out_sums,
-            stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, stack.n_words,
-            n_rows if fused else 0,
-            stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, stack.kind, rows.span,
+            stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
+            stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
             16 if target is None else target.group, 1 if target is None else target.per_unit,
             span, gated, activation or "", bias is not None,
             tile.bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,

@@ -1,16 +1,10 @@
-"""Matrices as the kernels read them: codes where they lie, in MLX's own layout; scales and biases turned around.
-
-A kernel needs the scales of many rows for one group. In MLX's layout these lie far apart; turned around they are
-neighbours, and several of them make a word of 32 bits, the least that an asynchronous copy takes. The copies are an
-eighth of the codes, or less.
-"""
+"""Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from coterie.arrays import dtype_name
 from coterie.backends.cuda.kernels.codes import excess, units
 from coterie.formats import Packed
 
@@ -23,8 +17,7 @@ _PLAIN_GROUP = 64
 @dataclass(frozen=True, slots=True)
 class Stack:
     """E matrices [N, K] of one format: `codes` seen as uint16 units, as bytes where codes straddle units, or plain;
-    scales and biases as int32 words [E, K / group, n_words], the first row's in the lowest bits; `kind` says what they
-    are: a float type, or the mode whose scales are bytes.
+    scales and biases [E, N, K / group].
 
     per_unit: codes in a unit, 1 where they are fetched one by one. excess: what `kernels.codes` makes codes too large
     by. For plain weights scales and biases are `codes` itself, and are not read.
@@ -41,17 +34,11 @@ class Stack:
     group: int
     per_unit: int
     excess: int
-    kind: str
-
-    @property
-    def n_words(self) -> int:
-        """Words in which the scales of all rows of one group stand."""
-        return int(self.scales.shape[-1]) if self.mode != "plain" else 0
 
     @property
     def same_format(self) -> tuple[object, ...]:
         """What two stacks must share to go through one kernel together."""
-        return (self.mode, self.bits, self.group, self.codes.dtype, self.kind)
+        return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)
 
     @property
     def has_sums(self) -> bool:
@@ -64,7 +51,7 @@ def stack_of(weight: Weight) -> Stack:
     if not isinstance(weight, Packed):
         n_rows, n_columns = weight.shape[-2:]
         n = weight.numel() // (n_rows * n_columns)
-        return Stack(weight, weight, weight, n, n_rows, n_columns, "plain", 16, _PLAIN_GROUP, 1, 0, "plain")
+        return Stack(weight, weight, weight, n, n_rows, n_columns, "plain", 16, _PLAIN_GROUP, 1, 0)
     found: Stack | None = weight.derived.get("cuda")
     if found is None:
         found = weight.derived["cuda"] = _packed_stack(weight)
@@ -76,19 +63,10 @@ def _packed_stack(packed: Packed) -> Stack:
     n_rows, n_columns = packed.shape[-2:]
     per_unit = units(fmt.bits)
     codes = packed.codes.contiguous().view(torch.uint16 if per_unit > 1 else torch.uint8)
-    scales = _words(packed.scales)
-    biases = scales if packed.biases is None else _words(packed.biases)
+    scales = packed.scales.contiguous()
+    biases = scales if packed.biases is None else packed.biases.contiguous()
     n = codes.numel() // (n_rows * codes.shape[-1])
     return Stack(
         codes, scales, biases, n, n_rows, n_columns, fmt.mode, fmt.bits, fmt.group_size, per_unit,
-        excess(fmt.mode, fmt.bits), dtype_name(packed.scales) if fmt.mode == "affine" else fmt.mode,
+        excess(fmt.mode, fmt.bits),
     )  # fmt: skip
-
-
-def _words(scales: torch.Tensor) -> torch.Tensor:
-    """[..., N, groups] to int32 [..., groups, words], zeros behind the last row where rows do not fill a word."""
-    *leading, n_rows, n_groups = scales.shape
-    in_word = 4 // scales.element_size()
-    turned = scales.new_zeros((*leading, n_groups, -(-n_rows // in_word) * in_word))
-    turned[..., :n_rows] = scales.mT
-    return turned.view(torch.int32)

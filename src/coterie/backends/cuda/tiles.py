@@ -7,14 +7,14 @@ from coterie.backends.cuda.stacks import Stack
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`bn` rows of a matrix and `rows` routed rows, at most `steps` groups at a time, `stages` copies under way, and
-    the warps of a program. few: whether the kernel for few rows takes it.
+    """`bn` rows of a matrix and `rows` routed rows, `stages` copies under way, and the warps of a program.
+
+    few: whether the kernel for few rows takes it.
     """
 
     few: bool
     bn: int
     rows: int
-    steps: int
     stages: int
     warps: int
 
@@ -25,7 +25,7 @@ _FEW_COLUMNS = 8
 
 def few_tile(parts: int) -> Tile:
     """The tile for single rows, whatever their number: each comes out with the bits that it has by itself."""
-    return Tile(True, 16, _FEW_COLUMNS // parts, 1, 3, 4)
+    return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
 
 
 def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
@@ -34,20 +34,15 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
     if columns <= 16:
-        return Tile(False, 64, 16 // parts, 4, 3, 4)
+        return Tile(False, 64, 16 // parts, 4, 4)
     if columns <= 48:
-        return Tile(False, 64, 32 // parts, 2, 3, 4)
-    return Tile(False, 64, 64 // parts, 1, 4, 4)
-
-
-def groups_in_step(stack: Stack, tile: Tile) -> int:
-    """Groups that the kernel for many rows takes at once: up to a line of memory a row."""
-    return min(tile.steps, _groups_in_line(stack))
+        return Tile(False, 64, 32 // parts, 3, 4)
+    return Tile(False, 64, 64 // parts, 4, 4)
 
 
 def batches_in_step(stack: Stack, tile: Tile) -> int:
     """Batches, of a group a warp, that the kernel for few rows takes at once: at least a line of memory a row."""
-    return max(tile.steps, _groups_in_line(stack) // tile.warps)
+    return max(1, _groups_in_line(stack) // tile.warps)
 
 
 def _groups_in_line(stack: Stack) -> int:

@@ -190,33 +190,13 @@ def fetched(octets, place, inside, BITS: tl.constexpr):
     return _number(code_at(octets, place, inside, BITS), "affine", BITS)
 
 
-@triton.constexpr_function
-def scales_in_word(kind):
-    """How many stored scales, or biases, of a kind share a 32-bit word."""
-    return {"float32": 1, "float16": 2, "bfloat16": 2}.get(kind, 4)
-
-
 @triton.jit
-def words_at(words, n_words, group, row, mask, KIND: tl.constexpr):
-    """The words in which the scales of rows stand, for groups.
-
-    Scales are fetched as words, neighbours that share one fetch the same, because an asynchronous copy takes no less;
-    fetched by themselves, they would be waited for in every step.
-    """
-    return tl.load(words + (group * n_words + row // scales_in_word(KIND)), mask=mask, other=0)
-
-
-@triton.jit
-def number_in(word, row, KIND: tl.constexpr):
-    """The f32 number of a row in its word; KIND: a float type, or the mode whose scales are bytes."""
-    if KIND == "float32":
-        number = word.to(tl.float32, bitcast=True)
-    elif KIND == "bfloat16":
-        number = tl.where(row % 2 == 0, word << 16, word & -65536).to(tl.float32, bitcast=True)
-    elif KIND == "float16":
-        bits = (word >> (row % 2 * 16)).to(tl.uint16)
-        number = bits.to(tl.float16, bitcast=True).to(tl.float32)
+def scale_of(stored, MODE: tl.constexpr):
+    """Stored scales as f32."""
+    if MODE == "affine":
+        scale = stored.to(tl.float32)
+    elif MODE == "nvfp4":
+        scale = e4m3(stored.to(tl.uint32))
     else:
-        octet = (word >> (row % 4 * 8) & 255).to(tl.uint32)
-        number = e4m3(octet) if KIND == "nvfp4" else e8m0(octet)
-    return number
+        scale = e8m0(stored.to(tl.uint32))
+    return scale

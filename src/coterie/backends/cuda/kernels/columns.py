@@ -26,15 +26,16 @@ def block_at(blocks, index, n_experts, R: tl.constexpr, SLOTS: tl.constexpr):
 
 @triton.jit
 def slots_of(order, offsets, expert, first, n_slots, R: tl.constexpr, SLOTS: tl.constexpr):
-    """(slots int32 [R], which of them the block has)."""
+    """(slots int32 [R], which of them the block has); the others repeat its first."""
     row = tl.arange(0, R)
     if SLOTS == "dense":
-        slots, live = first + row, first + row < n_slots
+        live = first + row < n_slots
+        slots = tl.where(live, first + row, first)
     elif SLOTS == "direct":
         slots, live = first + row * 0, row == 0
     else:
         live = first + row < tl.load(offsets + expert + 1)
-        slots = tl.load(order + first + row, mask=live, other=0)
+        slots = tl.load(order + tl.where(live, first + row, first))
     return slots, live
 
 
@@ -44,12 +45,6 @@ def row_width(k, mode, bits, codes):
     if mode == "plain":
         return k
     return k // codes if codes > 1 else k // 8 * bits
-
-
-@triton.constexpr_function
-def groups_together(n_groups):
-    """Groups of a row whose constants are multiplied at a time: a power of two from 16 to 64."""
-    return 16 if n_groups <= 16 else 32 if n_groups <= 32 else 64
 
 
 @triton.jit

@@ -3,25 +3,27 @@
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.batch import activations, add_products, sums_of
+from coterie.backends.cuda.kernels.batch import activations, add_products
 from coterie.backends.cuda.kernels.columns import each_part, parts_added, starts_of
+from coterie.backends.cuda.kernels.constants import constants
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
 def linear_kernel(
-    x, codes, scales, biases, bias, out, n_rows, n_words,
-    codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2, n_words_2,
-    codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3, n_words_3,
+    x, x_sums, codes, scales, biases, bias, out, n_rows,
+    codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2,
+    codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3,
     n_inputs,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BIAS_2: tl.constexpr, HAS_BIAS_3: tl.constexpr,
+    SPAN: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BIAS_2: tl.constexpr, HAS_BIAS_3: tl.constexpr,
     BN: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, GB: tl.constexpr, STEPS: tl.constexpr,
     STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """BN rows of one of the matrices times R rows of x: out [n_inputs, n_rows] = x @ matrix.T + bias, out_2, out_3.
 
-    x: bfloat16 [PARTS, n_inputs, K] in the order of codes; n_rows_2 and n_rows_3 are 0 where there is no such matrix.
+    x: bfloat16 [PARTS, n_inputs, K] in the order of codes, x_sums f32 [PARTS, n_inputs, K / SPAN]; n_rows_2, n_rows_3
+    are 0 where there is no such matrix.
     """
     BT: tl.constexpr = R * PARTS
     tile_index = tl.program_id(0)
@@ -30,14 +32,13 @@ def linear_kernel(
     if tile_index >= n_tiles + n_tiles_2:
         tile_index -= n_tiles + n_tiles_2
         codes, scales, biases, bias, out = codes_3, scales_3, biases_3, bias_3, out_3
-        n_rows, n_words, has_bias = n_rows_3, n_words_3, HAS_BIAS_3
+        n_rows, has_bias = n_rows_3, HAS_BIAS_3
     elif tile_index >= n_tiles:
         tile_index -= n_tiles
         codes, scales, biases, bias, out = codes_2, scales_2, biases_2, bias_2, out_2
-        n_rows, n_words, has_bias = n_rows_2, n_words_2, HAS_BIAS_2
+        n_rows, has_bias = n_rows_2, HAS_BIAS_2
     row = tile_index * BN + tl.arange(0, BN)
     inside = row < n_rows
-    matrix = tl.zeros((GB,), tl.int32)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     input_row = tl.program_id(1) * R + tl.arange(0, R)
@@ -47,15 +48,15 @@ def linear_kernel(
     acc = tl.zeros((GB, BN, BT), tl.float32)
     for first in tl.range(0, tl.cdiv(K, G), GB * STEPS, num_stages=STAGES):
         for step in tl.static_range(STEPS):
-            group = first + step * GB + tl.arange(0, GB)
-            there = group < tl.cdiv(K, G)
-            tile = activations(x, starts[:, None], columns[:, None], group, there, K, G)
-            sums = sums_of(tile, MODE, GB, BN, BT, G)
-            acc = add_products(
-                acc, tile, sums, codes, scales, biases, matrix, n_rows, n_words, row, inside, group, there,
-                K, MODE, BITS, G, C, EXCESS, KIND, GB, BN, BT,
-            )  # fmt: skip
-    result = parts_added(tl.sum(acc, 0), BN, PARTS, R)
+            group = first + step * GB
+            tile = activations(x, starts, columns, group, K, G, GB, BT)
+            acc = add_products(acc, tile, codes, scales, row, inside, group, K, MODE, BITS, G, C, GB, BN, BT)
+    total = tl.sum(acc, 0)
+    if MODE == "affine":
+        total += constants(
+            x_sums, starts // SPAN, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
+        )
+    result = parts_added(total, BN, PARTS, R)
     result += tl.load(bias + row, mask=inside & has_bias, other=0.0)[:, None]
     target = out + input_row.to(tl.int64)[None, :] * n_rows + row[:, None]
     tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & live[None, :])

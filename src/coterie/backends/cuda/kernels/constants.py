@@ -1,0 +1,56 @@
+"""What affine biases, and the constants in which codes were hidden, add to products: a small product of its own.
+
+A weight is scale * (number - EXCESS) + bias, so a group adds (bias - EXCESS * scale) * sum(x) to what the numbers give.
+"""
+
+import triton
+import triton.language as tl
+
+from coterie.backends.cuda.kernels.dot import dot
+
+
+@triton.constexpr_function
+def groups_together(n_groups):
+    """Groups of a row whose constants are multiplied at a time: a power of two from 16 to 64."""
+    return 16 if n_groups <= 16 else 32 if n_groups <= 32 else 64
+
+
+@triton.jit
+def _product_of_f32(a, b, acc, EXACT: tl.constexpr):
+    """acc + a @ b of f32 tiles: to 16 digits of each, or, EXACT, to all of them."""
+    if EXACT:
+        acc = tl.dot(a, b, acc, input_precision="tf32x3")
+    else:
+        a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
+        b_low = (b - b_high.to(tl.float32)).to(tl.bfloat16)
+        acc = dot(a_low, b_high, dot(a_high, b_low, dot(a_high, b_high, acc)))
+    return acc
+
+
+@triton.jit
+def constants(
+    x_sums, starts, live, scales, biases, row, inside,
+    K: tl.constexpr, G: tl.constexpr, EXCESS: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """The sum over the groups of rows of K codes of (bias - EXCESS * scale) * sum(x): [BN, BT].
+
+    x_sums: sums of activations over runs of SPAN, those of a column from starts [BT] on; live: [BT]. scales, biases: a
+    matrix [N, K / G]; row, inside: [BN].
+    """
+    NG: tl.constexpr = groups_together(K // G)
+    total = tl.zeros((BN, BT), tl.float32)
+    for first in tl.range(0, K // G, NG):
+        group = first + tl.arange(0, NG)
+        mask = inside[:, None] & (group < K // G)[None, :]
+        place = row[:, None] * (K // G) + group[None, :]
+        scale = tl.load(scales + place, mask=mask, other=0.0).to(tl.float32)
+        bias = tl.load(biases + place, mask=mask, other=0.0).to(tl.float32)
+        runs = starts[None, :] + group[:, None] * (G // SPAN)
+        seen = live[None, :] & (group < K // G)[:, None]
+        sums = tl.load(x_sums + runs, mask=seen, other=0.0)
+        for run in tl.static_range(1, G // SPAN):
+            sums += tl.load(x_sums + runs + run, mask=seen, other=0.0)
+        total = _product_of_f32(bias - EXCESS * scale, sums, total, EXACT)
+    return total
