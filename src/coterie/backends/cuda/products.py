@@ -13,8 +13,14 @@ from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile, batches_in_step
 
-_GROUPED_AT_ONCE = 4096
-"""Slots that each expert's program can look through by itself in a few microseconds."""
+_MOST_EXPERTS = 4096
+_MOST_LOOKS = 1 << 25
+"""Up to so many an expert's program looks through all slots by itself: one launch, and nobody waits for anybody."""
+
+_CHUNK = 1024
+"""Activations that a program brings into order."""
+
+_SLOTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ def prepare_and_group(
     x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
 ) -> tuple[Rows, Slots]:
     """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of the tile's rows."""
-    if ids.numel() > _GROUPED_AT_ONCE or stack.n_experts > _GROUPED_AT_ONCE:
+    if stack.n_experts > _MOST_EXPERTS or ids.numel() * stack.n_experts > _MOST_LOOKS:
         order, offsets, _ = group(ids, stack.n_experts)
         blocks = _blocks(ids.numel(), stack.n_experts, tile.rows, ids.device)
         with on_device_of(ids):
@@ -112,12 +118,14 @@ def _prepare(
         order, offsets = (torch.empty(size, dtype=torch.int32, device=x.device) for size in (n_slots, n_experts + 1))
         slots = (order, offsets, _blocks(n_slots, n_experts, tile.rows, x.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
+    n_groups = max(1, _CHUNK // stack.group)
+    block = min(_SLOTS_AT_ONCE, triton.next_power_of_2(max(n_slots, 32)))
     with on_device_of(x):
-        prepare_kernel[(n + n_experts,)](
+        prepare_kernel[(n * triton.cdiv(k, n_groups * stack.group) + n_experts,)](
             x, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, stack.group, stack.per_unit, parts, stack.has_sums, max(1, 1024 // stack.group),
-            tile.rows, experts, min(1024, triton.next_power_of_2(max(n_slots, 32))), **early(x),
+            k, stack.group, stack.per_unit, parts, stack.has_sums, n_groups, tile.rows, experts, block,
+            **early(x), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
     return Rows(values, sums, stack.group), slots
 
@@ -159,13 +167,14 @@ def _launch(
     gated, fused = target is not None, target is not None and up is None
     second = stack if up is None else up
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
+    bn = tile.bn if gated else tile.bn * tile.alone
     kernel, own = many_rows_kernel, {}
     if tile.few:
         kernel, own = few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
     x = rows.values
     no_bias = rows.sums
     with on_device_of(x):
-        kernel[(triton.cdiv(n_rows, tile.bn), slots.n_blocks(tile.rows))](
+        kernel[(triton.cdiv(n_rows, bn), slots.n_blocks(tile.rows))](
             x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
             no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
             slots.order, slots.offsets, slots.blocks, out, out_sums,
@@ -173,7 +182,7 @@ def _launch(
             stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
             16 if target is None else target.group, 1 if target is None else target.per_unit,
             span, gated, activation or "", bias is not None,
-            tile.bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
+            bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
         )  # fmt: skip
 
 

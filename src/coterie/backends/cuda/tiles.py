@@ -9,7 +9,8 @@ from coterie.backends.cuda.stacks import Stack
 class Tile:
     """`bn` rows of a matrix and `rows` routed rows, `stages` copies under way, and the warps of a program.
 
-    few: whether the kernel for few rows takes it.
+    few: whether the kernel for few rows takes it. alone: how many times `bn` rows a program takes of a matrix that goes
+    by itself, where gate and up are two.
     """
 
     few: bool
@@ -17,6 +18,7 @@ class Tile:
     rows: int
     stages: int
     warps: int
+    alone: int = 1
 
 
 _FEW_COLUMNS = 8
@@ -37,7 +39,7 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
         return Tile(False, 64, 16 // parts, 4, 4)
     if columns <= 48:
         return Tile(False, 64, 32 // parts, 3, 4)
-    return Tile(False, 64, 64 // parts, 4, 4)
+    return Tile(False, 64, 64 // parts, 4, 4, 2)
 
 
 def batches_in_step(stack: Stack, tile: Tile) -> int:

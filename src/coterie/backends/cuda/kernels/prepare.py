@@ -6,27 +6,32 @@ import triton.language as tl
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
+@triton.constexpr_function
+def chunks_of(n, size):
+    """Pieces of `size` that n needs."""
+    return -(-n // size)
+
+
 @triton.jit
 def _arrange(
-    x, out, sums, row, n_rows, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr,
-    SUMS: tl.constexpr, NG: tl.constexpr,
+    x, out, sums, row, first, n_rows,
+    K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
 ):  # fmt: skip
-    """Row `row` of x [n_rows, K] as PARTS bfloat16 numbers each, and the sums of each group, NG groups at a time."""
-    unit = tl.arange(0, G // C)
-    place = tl.arange(0, C)
-    for first in tl.range(0, tl.cdiv(K, G), NG):
-        group = first + tl.arange(0, NG)
-        k = group[:, None, None] * G + unit[None, :, None] * C + place[None, None, :]
-        rest = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
-        target = group[:, None, None] * G + place[None, None, :] * (G // C) + unit[None, :, None]
-        for part in tl.static_range(PARTS):
-            number = rest.to(tl.bfloat16)
-            rest -= number.to(tl.float32)
-            start = part * n_rows + row
-            tl.store(out + start * K + target, number, mask=k < K)
-            if SUMS:
-                total = tl.sum(tl.sum(number.to(tl.float32), 2), 1)
-                tl.store(sums + start * (K // G) + group, total, mask=group < K // G)
+    """NG groups from group `first` on of row `row` of x [n_rows, K], as PARTS bfloat16 numbers each, and their sums."""
+    group = first + tl.arange(0, NG)
+    k = first * G + tl.arange(0, NG * G)
+    rest = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+    for part in tl.static_range(PARTS):
+        number = rest.to(tl.bfloat16)
+        rest -= number.to(tl.float32)
+        start = part * n_rows + row
+        ordered = number
+        if C > 1:
+            ordered = tl.reshape(tl.permute(tl.reshape(number, (NG, G // C, C)), (0, 2, 1)), (NG * G,))
+        tl.store(out + start * K + k, ordered, mask=k < K)
+        if SUMS:
+            total = tl.sum(tl.reshape(number.to(tl.float32), (NG, G)), 1)
+            tl.store(sums + start * (K // G) + group, total, mask=group < K // G)
 
 
 @triton.jit
@@ -68,18 +73,21 @@ def prepare_kernel(
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
     R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Programs below n_rows bring a row of x into the order of codes; the n_experts programs after them, if EXPERTS is
-    not 0, find an expert's slots among ids int32 [n_slots]: order, offsets [E + 1], and blocks [n_blocks, 2].
+    """The first n_rows * n_chunks programs bring NG groups of a row of x each into the order of codes; the n_experts
+    programs after them, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order, offsets [E + 1],
+    and blocks [n_blocks, 2].
 
     Each expert counts for itself, so nothing is shared and one launch will do. Ids that are no expert's are skipped.
     """
     index = tl.program_id(0)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    if index < n_rows:
-        _arrange(x, out, sums, index.to(tl.int64), n_rows, K, G, C, PARTS, SUMS, NG)
+    n_chunks: tl.constexpr = chunks_of(K, NG * G)
+    if index < n_rows * n_chunks:
+        row = (index // n_chunks).to(tl.int64)
+        _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
     elif EXPERTS > 0:
-        expert = index - n_rows
+        expert = index - n_rows * n_chunks
         experts = tl.arange(0, EXPERTS)
         counts = _counts(ids, n_slots, n_experts, EXPERTS, BLOCK)
         own = tl.sum(tl.where(experts == expert, counts, 0), 0)
