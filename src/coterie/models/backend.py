@@ -6,7 +6,7 @@ f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed`
 and slices of the arrays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from coterie.arrays import Array
@@ -125,11 +125,19 @@ class Backend(Protocol):
         ...
 
 
+MakeStore = Callable[[tuple[int, int, int], Array], Array]
+"""make(shape, old): a store [Hkv, capacity, D] of the back end's own that begins with the slots of old [Hkv, n, D]."""
+
+
 class LayerCache(Protocol):
     """Keys and values of one layer, in the layout that `Backend.attend` reads."""
 
     def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Append [T, Hkv, D] keys and values; returns the whole stores, [Hkv, capacity, D] each."""
+        ...
+
+    def reserve(self, n_tokens: int, make: MakeStore) -> None:
+        """Count so many more positions, which the back end itself writes into `stores`, made by it where need be."""
         ...
 
     @property
@@ -142,6 +150,11 @@ class Cache(Protocol):
     """The caches of all layers of one sequence."""
 
     length: int
+
+    @property
+    def own_layers(self) -> Mapping[int, LayerCache]:
+        """The caches by layer, without the layers that share another's."""
+        ...
 
     @property
     def layers(self) -> Sequence[LayerCache]:

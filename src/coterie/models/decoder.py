@@ -16,6 +16,7 @@ from coterie.models.launches import Branch, RoutedExperts, add_norms, mlp, route
 from coterie.models.observer import RoutingObserver
 from coterie.models.projections import products
 from coterie.models.rows import Rows, rows_of
+from coterie.models.steps import Draw, Steps
 from coterie.models.weights import bias_of, layer_prefix
 from coterie.moe import Experts
 from coterie.ops import RouteSpec
@@ -86,7 +87,7 @@ class Decoder:
 
         Where the last layers read the keys and values of others, the tokens before it end at the first of those layers.
         """
-        h, x, current = self._start([Segment(ids, cache)], None)
+        h, x, current = self._start(self._rows([Segment(ids, cache)]), None)
         for index in range(len(self._blocks)):
             if index == self._n_writing:
                 h, x, current = h[-1:], x[-1:], current.last()
@@ -100,7 +101,7 @@ class Decoder:
         The rows of the segments stand one below the other, without padding. No two segments share a cache.
         An `observer` sees the routing of every layer with experts, and decides what the experts are given.
         """
-        h, x, current = self._start(segments, observer)
+        h, x, current = self._start(self._rows(segments), observer)
         for index in range(len(self._blocks)):
             h, x = self._layer(index, h, x, current)
         for segment in segments:
@@ -118,16 +119,33 @@ class Decoder:
 
     def logits(self, hidden: Array) -> np.ndarray:
         """Logits [T, vocab_size] in f32, on the host, of rows that `hidden` returned."""
+        return self.backend.to_numpy(self._logits(hidden))  # type: ignore[no-any-return]
+
+    def steps(self, caches: Sequence[Cache]) -> Steps:
+        """Steps of the sequences in these caches, no two of which are one."""
+        make = getattr(self.backend, "steps", None)
+        if make is not None:
+            return make(self._logits_of, caches, self._frequencies)  # type: ignore[no-any-return]
+        return _Passes(self, caches)
+
+    def _logits_of(self, rows: Rows) -> Array:
+        """Logits [T, vocab_size] of the back end's own, of a pass over these rows."""
+        h, x, current = self._start(rows, None)
+        for index in range(len(self._blocks)):
+            h, x = self._layer(index, h, x, current)
+        return self._logits(h)
+
+    def _logits(self, hidden: Array) -> Array:
         backend, architecture = self.backend, self.architecture
         z = backend.linear(backend.rms_norm(hidden, self._final_norm, architecture.norm_eps), self._head)
-        if architecture.logit_cap is not None:
-            z = backend.softcap(z, architecture.logit_cap)
-        return backend.to_numpy(z)  # type: ignore[no-any-return]
+        return z if architecture.logit_cap is None else backend.softcap(z, architecture.logit_cap)
 
-    def _start(self, segments: Sequence[Segment], observer: RoutingObserver | None) -> tuple[Array, Array, _Pass]:
+    def _rows(self, segments: Sequence[Segment]) -> Rows:
+        return rows_of(self.backend, [(segment.ids, segment.cache) for segment in segments], self._frequencies)
+
+    def _start(self, rows: Rows, observer: RoutingObserver | None) -> tuple[Array, Array, _Pass]:
         """The residual stream at the first layer, what that layer's attention reads, and the pass."""
         backend = self.backend
-        rows = rows_of(backend, [(segment.ids, segment.cache) for segment in segments], self._frequencies)
         h = backend.embed(self._embedding, rows.ids, self.architecture.embedding_scale)
         x = backend.rms_norm(h, self._before(0), self.architecture.norm_eps)
         return h, x, _Pass(rows, observer, self._layer_inputs(rows.ids, h))
@@ -201,6 +219,24 @@ class Decoder:
         else:
             mixed = grouped_attention(self.backend, spec, weights, x, rows, index, self.architecture.norm_eps)
         return products(self.backend, mixed, weights, {spec.modules.output: spec.output_bias})[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """`Steps`, each of which is a pass like any other."""
+
+    decoder: Decoder
+    caches: Sequence[Cache]
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        segments = [Segment([token_id], cache) for token_id, cache in zip(ids, self.caches, strict=True)]
+        return self.decoder.logits(self.decoder.hidden_of(segments))
+
+    def tokens(self, ids: Sequence[int], draws: Sequence[Draw]) -> None:  # noqa: ARG002
+        return None
+
+    def close(self) -> None:
+        pass
 
 
 def _optional(weights: Mapping[str, Any], path: str | None) -> Any:

@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from coterie.models.decoder import Decoder, Segment
+from coterie.models.decoder import Decoder
 from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.decoding import Decoding
 from coterie.runtime.generation import Continuation, FinishReason, Generation, cache_for, read_prompt
 from coterie.runtime.prompt_cache import PromptCache
 
@@ -71,19 +70,19 @@ class BatchStream:
         return [text.generation for text in self._texts]
 
     def _run(self) -> Iterator[BatchPiece]:
-        requested, steps = time.perf_counter(), self._decoder.row_by_row()
+        requested, decoder = time.perf_counter(), self._decoder.row_by_row()
         waiting, seats = deque(enumerate(self._texts)), list[_Seat]()
         while waiting or seats:
             while waiting and len(seats) < self._max_batch_size:
                 index, text = waiting.popleft()
                 text.begin(requested)
                 seat = _Seat(index, text, self._cache(text))
-                yield from _take([seat], read_prompt(self._decoder, text, seat.cache))
+                logits = read_prompt(self._decoder, text, seat.cache)
+                yield from _pieces([seat], [text.take(logits[0])])
                 if text.finish_reason is None:
                     seats.append(seat)
             if seats:
-                segments = [Segment(seat.text.token_ids[-1:], seat.cache) for seat in seats]
-                yield from _take(seats, steps.logits(steps.hidden_of(segments)))
+                yield from _steps(decoder, seats)
                 seats = [seat for seat in seats if seat.text.finish_reason is None]
 
     def _cache(self, text: Continuation) -> KeyValueCache:
@@ -91,10 +90,20 @@ class BatchStream:
         return cache_for(self._decoder, text) if shared is None else shared.fork(text.prompt_ids)
 
 
-def _take(seats: Sequence[_Seat], logits: np.ndarray) -> Iterator[BatchPiece]:
-    """Each seat takes its row of logits [B, V]."""
-    for seat, row in zip(seats, logits, strict=True):
+def _steps(decoder: Decoder, seats: Sequence[_Seat]) -> Iterator[BatchPiece]:
+    """Steps of the texts in their seats, until the first of them ends."""
+    decoding = Decoding(decoder, [seat.text for seat in seats], [seat.cache for seat in seats])
+    try:
+        while all(seat.text.finish_reason is None for seat in seats):
+            yield from _pieces(seats, decoding.take())
+    finally:
+        decoding.close()
+
+
+def _pieces(seats: Sequence[_Seat], pieces: Sequence[str]) -> Iterator[BatchPiece]:
+    """What has come of each seat's text, where something has."""
+    for seat, text in zip(seats, pieces, strict=True):
         seat.text.cache_nbytes = seat.cache.nbytes
-        piece = BatchPiece(seat.index, seat.text.take(row), seat.text.finish_reason)
+        piece = BatchPiece(seat.index, text, seat.text.finish_reason)
         if piece.text or piece.finish_reason is not None:
             yield piece

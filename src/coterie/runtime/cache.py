@@ -17,6 +17,7 @@ import numpy as np
 from coterie.arrays import Array, Kind, as_numpy, from_numpy, kind_of
 from coterie.errors import CapacityError
 from coterie.models.architecture import Architecture, Attention, LatentAttention
+from coterie.models.backend import MakeStore
 from coterie.ops import dispatch
 
 CHUNK = 512
@@ -41,8 +42,8 @@ class LayerStore:
         if type(keys) is not type(self._keys):
             self._become(kind_of(keys))
         end = self._length + len(keys)
-        if end > self.capacity and self.capacity < self._limit:
-            self._grow(min(self._limit, max(end, 2 * self.capacity)))
+        if end > self.capacity:
+            self._grow(self._capacity_for(end))
         begin = self._length % self.capacity
         before_wrap = min(len(keys), self.capacity - begin)
         for store, new in ((self._keys, keys), (self._values, values)):
@@ -52,6 +53,17 @@ class LayerStore:
                 store[:, : len(keys) - before_wrap] = by_head[:, before_wrap:]
         self._length, self._oldest = end, max(self._oldest, end - self.capacity)
         return self._keys, self._values
+
+    def reserve(self, n_tokens: int, make: MakeStore) -> None:
+        """Count so many more positions, which whoever makes the stores writes into them: `stores` is theirs now."""
+        end = self._length + n_tokens
+        capacity = self._capacity_for(end)
+        if capacity != self.capacity or type(self._keys) is np.ndarray:
+            self._keys, self._values = (
+                make((store.shape[0], capacity, store.shape[2]), store[:, : min(self._length, self.capacity)])
+                for store in self.stores
+            )
+        self._length, self._oldest = end, max(self._oldest, end - capacity)
 
     @property
     def oldest(self) -> int:
@@ -65,15 +77,15 @@ class LayerStore:
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the keys and values from position `oldest` on, in order, on the host: [Hkv, n, D] each."""
         slots = np.arange(self._oldest, self._length) % self.capacity
-        return as_numpy(self._keys)[:, slots], as_numpy(self._values)[:, slots]
+        keys, values = (as_numpy(store)[:, slots].astype(np.float32, copy=False) for store in self.stores)
+        return keys, values
 
     def restore(self, keys: np.ndarray, values: np.ndarray, length: int) -> None:
         """Take over what `kept` of another store gave, [Hkv, n, D], when it had `length` positions."""
         self._become("numpy")
         n_kept = min(keys.shape[1], self._limit)
         self._length, self._oldest = 0, length - n_kept
-        if self.capacity < min(length, self._limit):
-            self._grow(min(length, self._limit))
+        self._grow(max(self.capacity, min(length, self._limit)))
         self._length = length
         slots = np.arange(self._oldest, length) % self.capacity
         for store, old in ((self._keys, keys), (self._values, values)):
@@ -93,8 +105,16 @@ class LayerStore:
         """Hold the stores as arrays of `kind`."""
         self._keys, self._values = (from_numpy(as_numpy(store), kind) for store in self.stores)
 
+    def _capacity_for(self, length: int) -> int:
+        """Slots of the store that holds so many positions, or as many of them as are kept."""
+        if length <= self.capacity:
+            return self.capacity
+        return min(self._limit, max(length, 2 * self.capacity))
+
     def _grow(self, capacity: int) -> None:
-        """More slots. A store below its limit has never wrapped, so positions are slots and are copied."""
+        """More slots, if any. A store below its limit has never wrapped, so positions are slots and are copied."""
+        if capacity == self.capacity:
+            return
         for name in ("_keys", "_values"):
             old = getattr(self, name)
             new = dispatch.zeros((old.shape[0], capacity, old.shape[2]), "float32", kind_of(old))
@@ -117,6 +137,7 @@ class KeyValueCache:
             else:
                 stores.append(stores[a.shares])
         self.layers: Sequence[LayerStore] = stores
+        self.own_layers = {index: store for index, store in enumerate(stores) if store not in stores[:index]}
         self._windows = [layer.attention.window for layer in architecture.layers]
 
     def check_room(self, n_tokens: int) -> None:
@@ -141,11 +162,6 @@ class KeyValueCache:
         self.length = length
         for store in self.layers:
             store.rewind(length)
-
-    @property
-    def own_layers(self) -> dict[int, LayerStore]:
-        """The stores by layer, without the layers that share another's."""
-        return {index: store for index, store in enumerate(self.layers) if store not in self.layers[:index]}
 
     @property
     def nbytes(self) -> int:

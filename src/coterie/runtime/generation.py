@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from coterie.models.decoder import Decoder
+from coterie.models.steps import Draw
 from coterie.runtime.cache import CHUNK, KeyValueCache
+from coterie.runtime.decoding import Decoding
 from coterie.runtime.logprobs import TokenLogprob
 from coterie.runtime.prompt_cache import PromptCache
 from coterie.runtime.request import Request
@@ -114,7 +116,18 @@ class Continuation:
         """Pick the next token from its logits f32 [V]; the text of which it is certain now that it belongs here."""
         if not self.token_ids:
             self._timings["prefill"] = time.perf_counter() - self._begun
-        token_id = self._sampler.pick(logits)
+        return self._append(self._sampler.pick(logits))
+
+    def draw(self) -> Draw | None:
+        """How the next tokens are picked, for somebody who may do it; None where it needs the logits here."""
+        return self._sampler.draw(self._request.max_tokens - len(self.token_ids))
+
+    def accept(self, token_id: int) -> str:
+        """`take`, of a token that somebody else has picked; a `NumericError` for -1, which says that nobody could."""
+        self._sampler.accept(token_id)
+        return self._append(token_id)
+
+    def _append(self, token_id: int) -> str:
         self.token_ids.append(token_id)
         self._clock()
         ended = token_id in self._eos_ids
@@ -180,16 +193,19 @@ class Stream:
         text, kept = self._continuation, self._prompt_cache
         text.begin()
         cache = cache_for(self._decoder, text) if kept is None else kept.take(text.prompt_ids)
+        decoding = None
         try:
-            logits = read_prompt(self._decoder, text, cache)
+            piece = text.take(read_prompt(self._decoder, text, cache)[0])
             while True:
-                piece = text.take(logits[0])
                 if piece:
                     yield piece
                 if text.finish_reason is not None:
                     return
-                logits = self._decoder.logits(self._decoder.hidden(text.token_ids[-1:], cache))
+                decoding = decoding or Decoding(self._decoder, [text], [cache])
+                (piece,) = decoding.take()
         finally:
+            if decoding is not None:
+                decoding.close()
             text.cache_nbytes = cache.nbytes
             if kept is not None:
                 kept.put(cache, [*text.prompt_ids, *text.token_ids])

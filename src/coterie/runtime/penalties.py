@@ -20,7 +20,7 @@ from coterie.runtime.request import Request
 
 
 class Penalties:
-    """The biases and penalties of one request, and the tokens that they apply to."""
+    """The biases and penalties of one request, and the tokens that they apply to. are_asked: whether there are any."""
 
     def __init__(self, request: Request, prompt_ids: Sequence[int] = ()) -> None:
         """`prompt_ids` are the tokens before the text."""
@@ -28,7 +28,7 @@ class Penalties:
         self._biased = np.array([token_id for token_id, _ in request.logit_bias], np.intp)
         self._biases = np.array([bias for _, bias in request.logit_bias], np.float64)
         shifts = (request.presence_penalty, request.frequency_penalty)
-        self._is_asked = bool(request.logit_bias) or request.repetition_penalty != 1.0 or any(shifts)
+        self.are_asked = bool(request.logit_bias) or request.repetition_penalty != 1.0 or any(shifts)
         self._repeated = set(prompt_ids) if request.repetition_penalty != 1.0 else set()
         self._counts: dict[int, int] = {}
 
@@ -42,7 +42,7 @@ class Penalties:
 
         Where there is nothing to apply, the logits themselves.
         """
-        if not self._is_asked:
+        if not self.are_asked:
             return logits
         scores = logits.astype(np.float64)
         scores[self._biased] += self._biases

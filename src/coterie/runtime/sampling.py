@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coterie.errors import NumericError
+from coterie.models.steps import Draw
 from coterie.runtime.logprobs import TokenLogprob, logprob_of
 from coterie.runtime.penalties import Penalties
 from coterie.runtime.request import Request
@@ -21,6 +22,7 @@ class Sampler:
         self._request = request
         self._penalties = Penalties(request, prompt_ids)
         self._random = np.random.Generator(np.random.PCG64(request.seed))
+        self._uniforms = np.empty(0)
         self.logprobs: list[TokenLogprob] = []
 
     def pick(self, logits: np.ndarray) -> int:
@@ -28,15 +30,37 @@ class Sampler:
         check_finite(logits)
         scores = self._penalties.apply(logits)
         token_id = int(np.argmax(scores)) if self._request.temperature == 0.0 else self._draw(scores)
+        self._uniforms = self._uniforms[1:]
         self._penalties.take(token_id)
         if self._request.logprobs is not None:
             self.logprobs.append(logprob_of(logits, token_id, self._request.logprobs))
         return token_id
 
+    def draw(self, n: int) -> Draw | None:
+        """How somebody else would pick the next n tokens as this would; None where it takes more than that to know."""
+        request = self._request
+        if self._penalties.are_asked or request.logprobs is not None:
+            return None
+        uniforms = self._ahead(n) if request.temperature > 0.0 else np.empty(0)
+        return Draw(request.temperature, request.top_k, request.top_p, request.min_p, uniforms)
+
+    def accept(self, token_id: int) -> None:
+        """Somebody else has picked `token_id`; -1 if logits were not finite, which is a `NumericError`."""
+        if token_id < 0:
+            raise _not_finite("logits of a step")
+        self._uniforms = self._uniforms[1:]
+
+    def _ahead(self, n: int) -> np.ndarray:
+        """The next n numbers that draws take: the same ones however many are looked at ahead."""
+        missing = n - len(self._uniforms)
+        if missing > 0:
+            self._uniforms = np.concatenate((self._uniforms, self._random.random(missing)))
+        return self._uniforms[:n]
+
     def _draw(self, scores: np.ndarray) -> int:
         ids, shares = candidates(scores, self._request)
         sums = np.cumsum(shares)
-        place = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
+        place = int(np.searchsorted(sums, self._ahead(1)[0] * sums[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
 
 
@@ -44,11 +68,14 @@ def check_finite(logits: np.ndarray) -> None:
     """`NumericError` where logits [..., V] are not all finite."""
     bad = logits.size - int(np.count_nonzero(np.isfinite(logits)))
     if bad:
-        raise NumericError(
-            f"{bad} of {logits.size} logits are NaN or infinite, expected finite numbers; the weights are damaged, or "
-            "the activations overflowed",
-            code="logits_not_finite",
-        )
+        raise _not_finite(f"{bad} of {logits.size} logits")
+
+
+def _not_finite(what: str) -> NumericError:
+    return NumericError(
+        f"{what} are NaN or infinite, expected finite numbers; the weights are damaged, or the activations overflowed",
+        code="logits_not_finite",
+    )
 
 
 def candidates(logits: np.ndarray, request: Request) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,179 @@
+"""Attention from projections to mixed values: two launches, whether for a step or for a part of a prompt."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from coterie.backends.cuda.decoder.elementwise import rms_norm
+from coterie.backends.cuda.decoder.rows import DeviceRows
+from coterie.backends.cuda.decoder.shapes import StepShape, step_shape, tokens_shape
+from coterie.backends.cuda.kernels.attend import attend_tokens
+from coterie.backends.cuda.kernels.attend_step import attend_shares, combine_shares
+from coterie.backends.cuda.kernels.heads import place_heads
+from coterie.backends.cuda.launch import early, on_device_of
+
+_HEADS = 8
+"""Heads of a token that are made ready together."""
+
+_CHUNK = 8192
+"""Numbers of shares that a program adds up at a time."""
+
+TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """Projections of rows, f32 [T, heads * D] each, and what makes heads of them; `dtype` is that of the stores.
+
+    keys and values of None: the stores have them already.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor | None
+    values: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    spec: Any
+    eps: float
+    dtype: torch.dtype
+
+    @property
+    def pointers(self) -> tuple[Any, ...]:
+        return self.queries, self.keys, self.values
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """Strides, eps and limit, as kernels take them."""
+        strides = (0 if x is None else x.stride(0) for x in self.pointers)
+        return *strides, float(self.eps), float(self.spec.clip or 0.0)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        spec = self.spec
+        return {
+            "N_HEADS": spec.n_heads,
+            "D": spec.head_dim,
+            "N_PAIRS": len(spec.rope.frequencies),
+            "INTERLEAVED": spec.rope.interleaved,
+            "Q_NORM": self.query_norm is not None,
+            "K_NORM": self.key_norm is not None,
+            "V_NORM": spec.normalize_values,
+            "HAS_LIMIT": spec.clip is not None,
+            "DTYPE": TRITON_DTYPES[self.dtype],
+            "BLOCK_D": triton.next_power_of_2(spec.head_dim),
+        }
+
+
+def attend_rows(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
+    """Mixed values f32 [T, heads * D]; keys and values join the stores."""
+    attend = _step if rows.is_step else _tokens
+    return attend(projected, sinks, rows, layer).view(len(projected.queries), -1)
+
+
+def projected_rows(
+    queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any, eps: float,
+    dtype: torch.dtype,
+) -> Projected:  # fmt: skip
+    """A norm over all heads needs them together, before any of them is turned: it is taken here."""
+    query_norm, key_norm = vectors.query_norm, vectors.key_norm
+    keys, values = (None, None) if new is None else new
+    if spec.norm_span == "projection":
+        queries = queries if query_norm is None else rms_norm(queries, query_norm, eps)
+        keys = keys if keys is None or key_norm is None else rms_norm(keys, key_norm, eps)
+        query_norm = key_norm = None
+    return Projected(queries, keys, values, query_norm, key_norm, spec, eps, dtype)
+
+
+def _step(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
+    spec, n_rows = projected.spec, len(projected.queries)
+    group = spec.n_heads // spec.n_kv_heads
+    shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype)
+    shares = Shares(n_rows, spec.n_heads, spec.head_dim, shape, spec.window, rows.positions)
+    with on_device_of(projected.queries):
+        attend_shares[(shape.n_programs(rows.longest, spec.window), spec.n_kv_heads * shape.parts, n_rows)](
+            *projected.pointers, None, projected.query_norm, projected.key_norm, *rows.tables[spec.rope],
+            rows.positions, rows.stores[layer], shares.mixed, shares.states, *projected.numbers, spec.window or 0,
+            float(spec.scale), GROUP=group, HEADS=shape.heads, D_TURNED=0, HAS_NEW=projected.keys is not None,
+            HAS_WINDOW=spec.window is not None, LATENT=False, N_SPLITS=shape.n_splits, BLOCK_N=shape.n_keys,
+            BLOCK_TURNED=1, num_warps=shape.warps, **projected.options, **early(projected.queries),
+        )  # fmt: skip
+    return shares.combined(sinks)
+
+
+def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
+    spec, queries = projected.spec, projected.queries
+    made = torch.empty((len(queries), spec.n_heads, spec.head_dim), dtype=projected.dtype, device=queries.device)
+    blocks_of_new = 0 if projected.keys is None else 2 * triton.cdiv(spec.n_kv_heads, _HEADS)
+    with on_device_of(queries):
+        place_heads[(len(queries), triton.cdiv(spec.n_heads, _HEADS) + blocks_of_new)](
+            *projected.pointers, projected.query_norm, projected.key_norm, *rows.tables[spec.rope], rows.positions,
+            rows.sequences, rows.stores[layer], made, *projected.numbers, N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS,
+            num_warps=4, **projected.options, **early(queries),
+        )  # fmt: skip
+    out = torch.empty(made.shape, dtype=torch.float32, device=queries.device)
+    for sequence, (own, start, cache) in enumerate(rows.parts):
+        over_tokens(
+            made[own], None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
+            spec.window, spec.scale, sinks, out[own],
+        )  # fmt: skip
+    return out
+
+
+def over_tokens(
+    queries: torch.Tensor,
+    turned: torch.Tensor | None,
+    stores: torch.Tensor,
+    sequence: int,
+    capacity: int,
+    n_kv_heads: int,
+    start: int,
+    window: int | None,
+    scale: float,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Attention of one sequence's queries [T, Hq, D] from position `start` on, in the dtype of its stores, into `out`
+    f32 [T, Hq, D]. Where `turned` [T, Hq, D2] are given too, the stores have latents and turned keys.
+    """
+    n_tokens, n_heads, dim = queries.shape
+    group, d_turned = n_heads // n_kv_heads, 0 if turned is None else turned.shape[-1]
+    shape = tokens_shape(dim, queries.dtype)
+    with on_device_of(queries):
+        attend_tokens[(triton.cdiv(n_tokens * group, shape.rows), n_kv_heads)](
+            queries, turned, stores, sequence, sinks, out, n_tokens, start, window or 0, float(scale),
+            N_HEADS=n_heads, GROUP=group, HAS_WINDOW=window is not None, WRAPS=start + n_tokens > capacity,
+            HAS_SINKS=sinks is not None, LATENT=turned is not None, D=dim, D_TURNED=d_turned,
+            DTYPE=TRITON_DTYPES[queries.dtype], BLOCK_M=shape.rows, BLOCK_N=shape.n_keys,
+            BLOCK_D=triton.next_power_of_2(dim), BLOCK_TURNED=triton.next_power_of_2(max(d_turned, 1)),
+            num_warps=shape.warps, num_stages=shape.stages, **early(queries),
+        )  # fmt: skip
+
+
+class Shares:
+    """What the programs of a step leave for each other: mixed values, highest scores, sums of shares."""
+
+    def __init__(
+        self, n_rows: int, n_heads: int, dim: int, shape: StepShape, window: int | None, positions: torch.Tensor
+    ) -> None:
+        device = positions.device
+        self.mixed = torch.empty((n_rows, n_heads, shape.n_splits, dim), dtype=torch.float32, device=device)
+        self.states = torch.empty((n_rows, n_heads, shape.n_splits, 2), dtype=torch.float32, device=device)
+        self._n_keys, self._window, self._positions = shape.n_keys, window, positions
+
+    def combined(self, sinks: torch.Tensor | None) -> torch.Tensor:
+        """f32 [rows, heads, D]."""
+        n_rows, n_heads, n_splits, dim = self.mixed.shape
+        block, splits = triton.next_power_of_2(dim), triton.next_power_of_2(n_splits)
+        out = torch.empty((n_rows, n_heads, dim), dtype=torch.float32, device=self.mixed.device)
+        with on_device_of(out):
+            combine_shares[(n_heads, n_rows)](
+                self.mixed, self.states, sinks, self._positions, out, self._window or 0, N_HEADS=n_heads,
+                HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
+                SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
+                num_warps=4, **early(out),
+            )  # fmt: skip
+        return out

@@ -1,0 +1,114 @@
+"""The rows of a pass on the device: ids, positions, and where the stores of their sequences are.
+
+One copy takes all of it there. Kernels read positions and addresses from the device, so that launches which were
+recorded for one step serve the next one, with other lengths and with stores that have grown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from coterie.backends.cuda.kernels.rotation import rotation_rows
+from coterie.backends.cuda.launch import early, on_device_of
+
+Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """`coterie.models.rows.Rows`, on the device.
+
+    ids, positions and sequences (whose row it is) are int64 [T]; stores int64 [layers, sequences, 3]: the addresses of
+    keys and of values, and the capacity. is_step: each sequence has one row. A row whose position is negative is none.
+    longest: no row stands behind so many others; None where launches are recorded for steps of any length.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    sequences: torch.Tensor
+    stores: torch.Tensor
+    tables: Tables
+    parts: tuple[Any, ...]
+    is_step: bool
+    longest: int | None
+
+    def last(self) -> "DeviceRows":
+        ((rows, start, cache),) = self.parts
+        part = type(self.parts[0])(slice(0, 1), start + rows.stop - 1, cache)
+        tables = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in self.tables.items()}
+        narrow = (self.ids[-1:], self.positions[-1:], self.sequences[-1:])
+        return DeviceRows(*narrow, self.stores, tables, (part,), True, self.longest)
+
+
+class RowMaker:
+    """Makes the rows of passes on a device, whose stores have a dtype."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._frequencies: dict[Any, torch.Tensor] = {}
+
+    def __call__(self, ids: Sequence[int], parts: tuple[Any, ...], frequencies: Mapping[Any, np.ndarray]) -> DeviceRows:
+        counts = [rows.stop - rows.start for rows, _, _ in parts]
+        for n_tokens, (_, _, cache) in zip(counts, parts, strict=True):
+            for store in cache.own_layers.values():
+                store.reserve(n_tokens, self.make_store)
+        positions = np.concatenate([part.start + np.arange(n) for part, n in zip(parts, counts, strict=True)])
+        sequences = np.repeat(np.arange(len(parts)), counts)
+        stores = store_table([cache for _, _, cache in parts])
+        n = len(ids)
+        sent = self.send(np.concatenate([np.array(ids, np.int64), positions, sequences, stores.reshape(-1)]))
+        table = sent[3 * n :].view(stores.shape)
+        places = (sent[:n], sent[n : 2 * n], sent[2 * n : 3 * n])
+        rows = DeviceRows(*places, table, {}, parts, max(counts) == 1, int(positions.max()))
+        self.turn(rows, frequencies)
+        return rows
+
+    def turn(self, rows: DeviceRows, frequencies: Mapping[Any, np.ndarray]) -> None:
+        """Make the rows' tables for their positions."""
+        for rope, numbers in frequencies.items():
+            rows.tables[rope] = rotation_table(rows.positions, self._on_device(rope, numbers), rope.amplitude)
+
+    def send(self, numbers: np.ndarray) -> torch.Tensor:
+        """A copy on the device, for which nobody waits."""
+        host = torch.from_numpy(numbers)
+        if self.device.type != "cuda":
+            return host
+        return host.pin_memory().to(self.device, non_blocking=True)
+
+    def make_store(self, shape: tuple[int, int, int], old: Any) -> torch.Tensor:
+        new = torch.empty(shape, dtype=self.dtype, device=self.device)
+        new[:, : old.shape[1]] = torch.from_numpy(old) if isinstance(old, np.ndarray) else old
+        return new
+
+    def _on_device(self, rope: Any, numbers: np.ndarray) -> torch.Tensor:
+        kept = self._frequencies.get(rope)
+        if kept is None:
+            kept = self._frequencies[rope] = torch.from_numpy(numbers).to(self.device)
+        return kept
+
+
+def store_table(caches: Sequence[Any]) -> np.ndarray:
+    """int64 [layers, sequences, 3]: where each layer's keys and values of each sequence are, and their capacity."""
+    table = [
+        [(keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in (c.layers[i].stores for c in caches)]
+        for i in range(len(caches[0].layers))
+    ]
+    return np.array(table, np.int64)
+
+
+def rotation_table(
+    positions: torch.Tensor, frequencies: torch.Tensor, amplitude: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin times `amplitude`, f32 [T, n] each, of frequencies f32 [n] at positions int64 [T]."""
+    n_pairs = len(frequencies)
+    cos, sin = torch.empty((2, len(positions), n_pairs), dtype=torch.float32, device=positions.device)
+    with on_device_of(positions):
+        rotation_rows[(len(positions),)](
+            positions, frequencies, cos, sin, float(amplitude), n_pairs, triton.next_power_of_2(n_pairs), num_warps=1,
+            **early(positions),
+        )  # fmt: skip
+    return cos, sin

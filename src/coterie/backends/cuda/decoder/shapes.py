@@ -1,0 +1,63 @@
+"""Shapes of the tiles that attention kernels work on, by the size of a head: what fits into registers."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+_PROGRAMS = 256
+"""Programs that a step of one sequence is divided among, if it is long enough: two for each multiprocessor."""
+
+_MOST_SPLITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """heads: of a group in a program, at least the 16 rows of a tile that matrix units take; parts: programs that a
+    group needs; n_splits: programs among which a sequence's positions are divided; n_keys: met at a time.
+    """
+
+    heads: int
+    parts: int
+    n_splits: int
+    n_keys: int
+    warps: int
+
+    def n_programs(self, longest: int | None, window: int | None) -> int:
+        """How many of the splits have positions, for rows that stand behind at most `longest` others."""
+        if longest is None:
+            return self.n_splits
+        seen = longest + 1 if window is None else min(longest + 1, window)
+        return min(self.n_splits, -(-seen // self.n_keys))
+
+
+def step_shape(head_dim: int, n_kv_heads: int, group: int, dtype: torch.dtype) -> StepShape:
+    """The shape for steps of any length and any number of rows: it must not depend on either."""
+    block = triton.next_power_of_2(head_dim)
+    heads = 16 if group <= 16 else 32
+    parts = triton.cdiv(group, heads)
+    n_splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (n_kv_heads * parts)))
+    n_keys = 64 if block <= 128 else 32
+    if dtype == torch.float32:
+        n_keys = 16
+    return StepShape(heads, parts, n_splits, n_keys, 4 if block <= 256 else 8)
+
+
+@dataclass(frozen=True, slots=True)
+class TokensShape:
+    """rows: tokens times heads of a group in a program; n_keys: met at a time."""
+
+    rows: int
+    n_keys: int
+    warps: int
+    stages: int
+
+
+def tokens_shape(head_dim: int, dtype: torch.dtype) -> TokensShape:
+    """The shape for prompts."""
+    block = triton.next_power_of_2(head_dim)
+    if dtype == torch.float32:
+        return TokensShape(16, 16, 4 if block <= 128 else 8, 1)
+    if block <= 128:
+        return TokensShape(128, 64, 8, 3)
+    return TokensShape(128, 64, 8, 2) if block <= 256 else TokensShape(64, 32, 8, 2)

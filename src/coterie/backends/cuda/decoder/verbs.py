@@ -1,0 +1,107 @@
+"""The decoder's verbs together, and the pieces of a layer that this back end has in few launches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from coterie.arrays import as_numpy
+from coterie.backends import cuda
+from coterie.backends.cuda.decoder import attention, elementwise, latent, products, weights
+from coterie.backends.cuda.decoder.products import Weight
+from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker
+from coterie.backends.cuda.launch import INTERPRETED
+from coterie.formats import Packed
+from coterie.ops import RouteSpec, Routing
+
+_EXACT_PARTS = 2
+"""Numbers of bf16 that an activation is made of where products are exact to f32's rounding, nearly."""
+
+
+class Verbs:
+    """precision: "default" rounds what matrices and attention multiply to bf16; "exact" computes in f32."""
+
+    add_norms = staticmethod(elementwise.add_norms)
+    clip = staticmethod(elementwise.clip)
+    embed = staticmethod(weights.embed)
+    glu = staticmethod(cuda.glu)
+    rms_norm = staticmethod(elementwise.rms_norm)
+    rotary = staticmethod(elementwise.rotary)
+    softcap = staticmethod(elementwise.softcap)
+
+    _alone = False
+
+    def __init__(self, precision: str = "default") -> None:
+        self.precision = precision
+        self.device = torch.device("cpu" if INTERPRETED.value else "cuda")
+        self.dtype = torch.float32 if precision == "exact" else torch.bfloat16
+        self.pass_rows = RowMaker(self.device, self.dtype)
+        self._by_head: dict[int, tuple[Any, torch.Tensor]] = {}
+
+    @property
+    def row_by_row(self) -> "Verbs":
+        twin = object.__new__(RowByRow)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def adopt(self, stored: Mapping[str, Any], progress: weights.Progress | None = None) -> dict[str, Any]:
+        return weights.adopt(stored, self.device, progress)
+
+    def linear(self, x: torch.Tensor, weight: Weight, *, exact: bool = False) -> torch.Tensor:
+        return self.linears(x, (weight,), (None,), exact=exact)[0]
+
+    def linears(
+        self, x: torch.Tensor, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *, exact: bool = False
+    ) -> list[torch.Tensor]:
+        return products.linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
+
+    def attend_rows(
+        self, queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any,
+        rows: DeviceRows, layer: int, eps: float,
+    ) -> torch.Tensor:  # fmt: skip
+        projected = attention.projected_rows(queries, new, spec, vectors, eps, self.dtype)
+        return attention.attend_rows(projected, vectors.sinks, rows, layer)
+
+    def attend_latent_rows(
+        self, queries: torch.Tensor, turned: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor, matrices: Any,
+        rows: DeviceRows, layer: int, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        key_up, value_up = self._dense(matrices.key, not matrices.key_transposed), self._dense(matrices.value, False)
+        return latent.attend_latent_rows(
+            queries, turned, latents, keys, key_up, value_up, rows, layer, scale, self.dtype
+        )
+
+    def route(self, logits: torch.Tensor, spec: RouteSpec) -> Routing:
+        ids, chosen = cuda.route(logits, spec)
+        return Routing(ids, chosen, logits.shape[-1])
+
+    def moe(self, x: torch.Tensor, routing: Routing, experts: Any) -> torch.Tensor:
+        return products.moe(x, routing, experts, parts=self._parts())
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+    def to_numpy(self, x: torch.Tensor) -> np.ndarray:
+        return as_numpy(x)
+
+    def _parts(self, exact: bool = False) -> int:
+        return _EXACT_PARTS if exact or self.precision == "exact" else 1
+
+    def _dense(self, matrix: Weight, transposed: bool) -> torch.Tensor:
+        """Matrices by head in f32, the other way round if so, made once."""
+        kept = self._by_head.get(id(matrix))
+        if kept is None:
+            wide = products.dequantized(matrix) if isinstance(matrix, Packed) else matrix.float()
+            kept = self._by_head[id(matrix)] = (matrix, (wide.mT if transposed else wide).contiguous())
+        return kept[1]
+
+
+class RowByRow(Verbs):
+    """Rows whose bits do not depend on the other rows."""
+
+    _alone = True
+
+    @property
+    def row_by_row(self) -> Verbs:
+        return self

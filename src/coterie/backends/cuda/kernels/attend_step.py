@@ -1,0 +1,177 @@
+"""Attention of one more token of each sequence: its heads are made, kept in the cache, and meet what is there.
+
+The positions of a sequence are divided among programs by its own length alone, so that a row comes out with the same
+bits whatever rows stand beside it. Lengths and stores are read from the device: a recorded step serves all lengths.
+Keys and values of earlier tokens are fetched before the kernels that make this token's projections have ended.
+"""
+
+import triton
+import triton.language as tl
+
+from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
+from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, head_line, head_tile, store_of
+from coterie.backends.cuda.kernels.tiles import product, rounded
+from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
+
+
+@triton.jit
+def share_of(split, position, window, HAS_WINDOW: tl.constexpr, N_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(first, end) of the positions of a split, which is empty beyond the last one, and how many splits have some."""
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(0, position + 1 - window)
+    n_blocks = tl.cdiv(position + 1 - first, BLOCK_N)
+    size = tl.maximum(tl.cdiv(n_blocks, N_SPLITS), 1) * BLOCK_N
+    begin = first + split * size
+    return begin, tl.minimum(begin + size, position + 1), tl.cdiv(position + 1 - first, size)
+
+
+@triton.jit
+def attend_shares(
+    q, k, v, q_turned, q_weight, k_weight, cos, sin, positions, stores, mixed_parts, state_parts,
+    q_row, k_row, v_row, eps, limit, window, scale,
+    N_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, D_TURNED: tl.constexpr,
+    N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+    V_NORM: tl.constexpr, HAS_LIMIT: tl.constexpr, HAS_NEW: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    LATENT: tl.constexpr, DTYPE: tl.constexpr, N_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_TURNED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Program: a split, HEADS of the heads that share a key-value head, a row.
+
+    mixed_parts f32 [rows, N_HEADS, N_SPLITS, D] and state_parts f32 [rows, N_HEADS, N_SPLITS, 2], highest score and
+    sum of the shares, are written for splits that have positions. A row whose position is negative does nothing.
+    HAS_NEW: k and v are the token's own, kept by the last split. LATENT: q and q_turned are ready to meet the stores,
+    which have latents and keys of D_TURNED numbers, the token's own included.
+    """
+    split, row = tl.program_id(0), tl.program_id(2)
+    parts_a_group: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    head = tl.program_id(1) // parts_a_group
+    members = tl.program_id(1) % parts_a_group * HEADS + tl.arange(0, HEADS)
+    heads = head * GROUP + members
+    head_inside = members < GROUP
+    position = tl.load(positions + row).to(tl.int32)
+    begin, end, _ = share_of(split, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
+    if (begin >= end) | (position < 0):
+        wait_for_previous(EARLY)
+        let_next_begin(EARLY)
+        return
+    capacity = tl.load(stores + row * 3 + CAPACITY).to(tl.int32)
+    keys = store_of(stores, row, KEYS, DTYPE)
+    values = store_of(stores, row, VALUES, DTYPE)
+    head_keys = keys + head.to(tl.int64) * capacity * D
+    head_values = values + head.to(tl.int64) * capacity * (D_TURNED if LATENT else D)
+    # The token's own key and value are not there yet.
+    stored = position if HAS_NEW else position + 1
+    at = begin + tl.arange(0, BLOCK_N)
+    inside = (at < end) & (at < stored)
+    key_block = store_tile(head_keys, at % capacity, inside, D, BLOCK_D)
+    value_block = store_tile(
+        head_values, at % capacity, inside, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
+    )
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
+    row64 = row.to(tl.int64)
+    if LATENT:
+        columns, of_turned = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_TURNED)
+        lines = row64 * N_HEADS + heads[:, None]
+        queries = tl.load(
+            q + lines * D + columns[None, :], mask=head_inside[:, None] & (columns < D)[None, :], other=0.0
+        )
+        turned = tl.load(
+            q_turned + lines * D_TURNED + of_turned[None, :],
+            mask=head_inside[:, None] & (of_turned < D_TURNED)[None, :], other=0.0,
+        )  # fmt: skip
+        queries, turned = rounded(queries, DTYPE), rounded(turned, DTYPE)
+    else:
+        cos += row64 * N_PAIRS
+        sin += row64 * N_PAIRS
+        queries = head_tile(
+            q + row64 * q_row, heads, head_inside, D, q_weight, cos, sin, eps, limit,
+            D, N_PAIRS, INTERLEAVED, Q_NORM, True, HAS_LIMIT, BLOCK_D,
+        )  # fmt: skip
+        queries = rounded(queries, DTYPE)
+    if HAS_NEW:
+        new_key = head_line(
+            k + row64 * k_row, head, k_weight, cos, sin, eps, limit,
+            D, N_PAIRS, INTERLEAVED, K_NORM, True, HAS_LIMIT, BLOCK_D,
+        )  # fmt: skip
+        new_value = head_line(
+            v + row64 * v_row, head, k_weight, cos, sin, eps, limit, D, 0, False, V_NORM, False, HAS_LIMIT, BLOCK_D
+        )
+        new_key, new_value = rounded(new_key, DTYPE), rounded(new_value, DTYPE)
+        if end == position + 1:
+            places, of_head = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D) < D
+            slot = (position % capacity).to(tl.int64) * D
+            tl.store(head_keys + slot + places, new_key, mask=of_head)
+            tl.store(head_values + slot + places, new_value, mask=of_head)
+    highest = tl.full((HEADS,), LOWEST, tl.float32)
+    total = tl.zeros((HEADS,), tl.float32)
+    mixed = tl.zeros((HEADS, BLOCK_D), tl.float32)
+    factor = scale * LOG2_E
+    for block in range(begin, end, BLOCK_N):
+        at = block + tl.arange(0, BLOCK_N)
+        if HAS_NEW:
+            is_own = (at == position)[:, None]
+            key_block = tl.where(is_own, new_key[None, :], key_block)
+            value_block = tl.where(is_own, new_value[None, :], value_block)
+        scores = product(queries, tl.trans(key_block))
+        if LATENT:
+            scores += product(turned, tl.trans(value_block))
+        scores = tl.where((at < end)[None, :], scores * factor, float("-inf"))
+        shares, highest, total, mixed = weigh(scores, highest, total, mixed)
+        mixed += product(rounded(shares, DTYPE), key_block if LATENT else value_block)
+        at += BLOCK_N
+        inside = (at < end) & (at < stored)
+        key_block = store_tile(head_keys, at % capacity, inside, D, BLOCK_D)
+        value_block = store_tile(
+            head_values, at % capacity, inside, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
+        )
+    columns = tl.arange(0, BLOCK_D)
+    parts = (row64 * N_HEADS + heads) * N_SPLITS + split
+    tl.store(
+        mixed_parts + parts[:, None] * D + columns[None, :], mixed, mask=head_inside[:, None] & (columns < D)[None, :]
+    )
+    tl.store(state_parts + parts * 2, highest, mask=head_inside)
+    tl.store(state_parts + parts * 2 + 1, total, mask=head_inside)
+
+
+@triton.jit
+def combine_shares(
+    mixed_parts, state_parts, sinks, positions, out, window,
+    N_HEADS: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,
+    N_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Program: a head of a row. out f32 [rows, N_HEADS, D]; zeros for a row whose position is negative."""
+    head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    position = tl.load(positions + row).to(tl.int32)
+    _, _, n_used = share_of(0, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
+    columns = tl.arange(0, BLOCK_D)
+    inside = columns < D
+    part = (row * N_HEADS + head) * N_SPLITS
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
+    place = out + (row * N_HEADS + head) * D + columns
+    if position < 0:
+        tl.store(place, tl.zeros((BLOCK_D,), tl.float32), mask=inside)
+        return
+    splits = tl.arange(0, SPLITS)
+    highest = tl.load(state_parts + (part + splits) * 2, mask=splits < n_used, other=LOWEST)
+    totals = tl.load(state_parts + (part + splits) * 2 + 1, mask=splits < n_used, other=0.0)
+    top = tl.max(highest, 0)
+    if HAS_SINKS:
+        sink = tl.load(sinks + head) * LOG2_E
+        top = tl.maximum(top, sink)
+    total = tl.sum(tl.exp2(highest - top) * totals, 0)
+    if HAS_SINKS:
+        total += tl.exp2(sink - top)
+    mixed = tl.zeros((BLOCK_D,), tl.float32)
+    for first in range(0, n_used, CHUNK):
+        some = first + tl.arange(0, CHUNK)
+        used = some < n_used
+        weights = tl.exp2(tl.load(state_parts + (part + some) * 2, mask=used, other=LOWEST) - top)
+        tile = tl.load(
+            mixed_parts + (part + some)[:, None] * D + columns[None, :], mask=used[:, None] & inside[None, :], other=0.0
+        )
+        mixed += tl.sum(weights[:, None] * tile, 0)
+    tl.store(place, mixed / total, mask=inside)
