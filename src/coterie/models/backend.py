@@ -6,7 +6,7 @@ f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed`
 and slices of the arrays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from coterie.arrays import Array
@@ -136,9 +136,6 @@ class LayerCache(Protocol):
         """Append [T, Hkv, D] keys and values; returns the whole stores, [Hkv, capacity, D] each."""
         ...
 
-    def reserve(self, n_tokens: int, make: MakeStore) -> None:
-        """Count so many more positions, which the back end itself writes into `stores`, made by it where need be."""
-        ...
 
     @property
     def stores(self) -> tuple[Array, Array]:
@@ -151,9 +148,10 @@ class Cache(Protocol):
 
     length: int
 
-    @property
-    def own_layers(self) -> Mapping[int, LayerCache]:
-        """The caches by layer, without the layers that share another's."""
+    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
+        """Count so many more positions in every layer, which the back end itself writes into the `stores`, made by it
+        where need be; whether any of them was.
+        """
         ...
 
     @property

@@ -25,7 +25,7 @@ class Draw:
 
 
 class Steps(Protocol):
-    """Steps of the sequences in some caches, until it is closed; nothing else may use the caches meanwhile."""
+    """Steps of the sequences in some caches, until it is closed; nobody else may use the caches meanwhile."""
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits f32 [B, V] behind one more token of each sequence, on the host; may be overwritten by the next."""

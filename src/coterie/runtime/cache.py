@@ -54,16 +54,18 @@ class LayerStore:
         self._length, self._oldest = end, max(self._oldest, end - self.capacity)
         return self._keys, self._values
 
-    def reserve(self, n_tokens: int, make: MakeStore) -> None:
-        """Count so many more positions, which whoever makes the stores writes into them: `stores` is theirs now."""
+    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
+        """Count so many more positions, which whoever makes the stores writes into them; whether they were made."""
         end = self._length + n_tokens
         capacity = self._capacity_for(end)
-        if capacity != self.capacity or type(self._keys) is np.ndarray:
+        is_made = capacity != self.capacity or type(self._keys) is np.ndarray
+        if is_made:
             self._keys, self._values = (
                 make((store.shape[0], capacity, store.shape[2]), store[:, : min(self._length, self.capacity)])
                 for store in self.stores
             )
         self._length, self._oldest = end, max(self._oldest, end - capacity)
+        return is_made
 
     @property
     def oldest(self) -> int:
@@ -148,6 +150,11 @@ class KeyValueCache:
                 "prompt or ask for fewer tokens",
                 code="cache_full",
             )
+
+    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
+        """Count so many more positions in every layer, which whoever makes the stores writes; whether any was made."""
+        made = [store.reserve(n_tokens, make) for store in self.own_layers.values()]
+        return any(made)
 
     def can_rewind(self, length: int) -> bool:
         """Whether every layer still has all that the token after the first `length` sees."""

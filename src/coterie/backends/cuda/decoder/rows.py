@@ -54,8 +54,7 @@ class RowMaker:
     def __call__(self, ids: Sequence[int], parts: tuple[Any, ...], frequencies: Mapping[Any, np.ndarray]) -> DeviceRows:
         counts = [rows.stop - rows.start for rows, _, _ in parts]
         for n_tokens, (_, _, cache) in zip(counts, parts, strict=True):
-            for store in cache.own_layers.values():
-                store.reserve(n_tokens, self.make_store)
+            cache.reserve(n_tokens, self.make_store)
         positions = np.concatenate([part.start + np.arange(n) for part, n in zip(parts, counts, strict=True)])
         sequences = np.repeat(np.arange(len(parts)), counts)
         stores = store_table([cache for _, _, cache in parts])

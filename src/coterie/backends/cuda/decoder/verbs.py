@@ -11,6 +11,7 @@ from coterie.backends import cuda
 from coterie.backends.cuda.decoder import attention, elementwise, latent, products, weights
 from coterie.backends.cuda.decoder.products import Weight
 from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker
+from coterie.backends.cuda.decoder.steps import Compute, DeviceSteps, Records
 from coterie.backends.cuda.launch import INTERPRETED
 from coterie.formats import Packed
 from coterie.ops import RouteSpec, Routing
@@ -37,6 +38,7 @@ class Verbs:
         self.device = torch.device("cpu" if INTERPRETED.value else "cuda")
         self.dtype = torch.float32 if precision == "exact" else torch.bfloat16
         self.pass_rows = RowMaker(self.device, self.dtype)
+        self._records = Records()
         self._by_head: dict[int, tuple[Any, torch.Tensor]] = {}
 
     @property
@@ -78,6 +80,9 @@ class Verbs:
 
     def moe(self, x: torch.Tensor, routing: Routing, experts: Any) -> torch.Tensor:
         return products.moe(x, routing, experts, parts=self._parts())
+
+    def steps(self, compute: Compute, caches: Sequence[Any], frequencies: Mapping[Any, np.ndarray]) -> DeviceSteps:
+        return DeviceSteps(compute, caches, frequencies, self.pass_rows, self._records, self._alone)
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))
