@@ -55,6 +55,20 @@ def repository() -> Path:
 
 
 @pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with no GPU, where nobody has asked for the interpreter that stands in for one here."""
+    cuda = pytest.importorskip("coterie.backends.cuda")
+    from coterie.errors import BackendUnavailableError
+    from coterie.ops import dispatch
+
+    def refuse() -> None:
+        raise BackendUnavailableError("the GPU cannot be used (there is none)")
+
+    monkeypatch.setattr(cuda, "check_machine", refuse)
+    monkeypatch.delitem(dispatch._MODULES, "cuda", raising=False)
+
+
+@pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's own name: the same numbers in every run and in any order of tests."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

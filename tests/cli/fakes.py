@@ -40,9 +40,10 @@ class FakeModel:
         self.asked: dict[str, Any] = {}
         self.loaded: tuple[str | None, str] | None = None
 
-    def load(self, path: str | None = None, *, device: str = "auto") -> "FakeModel":
+    def load(self, path: str | None = None, *, device: str = "auto", progress: Any = None) -> "FakeModel":
         """Stands in for `coterie.load`."""
         self.loaded = (path, device)
+        progress(1 << 29, 1 << 30)
         return self
 
     def memory(self) -> MemoryUse:

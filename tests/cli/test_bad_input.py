@@ -74,7 +74,6 @@ def test_an_option_out_of_range(model: Path, command: str, option: str, value: s
         (["--logprobs", "101", "--json"], 5, ""),
         (["--logprobs", "2"], 2, ""),
         (["--device", "abacus"], 5, "device"),
-        (["--device", "cuda"], 4, "device_cuda"),
         (["--no-such-option"], 2, ""),
         (["--stop", "a"] * 65, 5, "request_stop"),
         (["--logit-bias", "5=1", "--logit-bias", "5=2"], 5, "request_logit_bias"),
@@ -84,6 +83,11 @@ def test_an_option_out_of_range(model: Path, command: str, option: str, value: s
 )
 def test_other_options(model: Path, arguments: list[str], exit_code: int, code: str) -> None:
     check(run("generate", "--model", str(model), *arguments, "x"), exit_code, code)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_device_that_is_not_there(model: Path) -> None:
+    check(run("generate", "--model", str(model), "--device", "cuda", "x"), 4, "backend_unavailable")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_a_text_on_mlx_arrays_is_that_of_the_cpu(model: Path) -> None:
     assert made[0].stdout == made[1].stdout
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_a_device_that_is_not_there_is_said(model: Path) -> None:
     assert generate(model, "--device", "cuda", "x").exit_code == 4
     assert generate(model, "--device", "abacus", "x").exit_code == 5

@@ -246,10 +246,18 @@ def test_more_memory_than_there_is_is_refused() -> None:
     assert refused.value.code == "cache_memory"
 
 
-def test_a_device_that_is_not_there_yet() -> None:
-    with pytest.raises(BackendUnavailableError) as refused:
+@pytest.mark.usefixtures("no_gpu")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(BackendUnavailableError, match="the GPU cannot be used"):
         load(tiny.checkpoint("qwen3_moe", "4 bits g64"), device="cuda")
-    assert "cpu" in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_takes_the_cpu_where_a_gpu_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (False, True):
+        monkeypatch.setattr("coterie.runtime.loading.has_nvidia_gpu", lambda there=there: there)
+        made = load(tiny.checkpoint("qwen3_moe", "4 bits g64"))
+        assert type(made._decoder.backend).__module__.startswith("coterie.backends.cpu")
 
 
 def test_a_device_that_does_not_exist() -> None:

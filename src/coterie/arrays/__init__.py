@@ -8,6 +8,7 @@ from coterie.arrays.bridges import (
     from_numpy,
     from_torch,
     numpy_as_torch,
+    octets,
     torch_as_numpy,
 )
 from coterie.arrays.kinds import (
@@ -39,5 +40,6 @@ __all__ = [
     "kind_of",
     "mixed_kinds",
     "numpy_as_torch",
+    "octets",
     "torch_as_numpy",
 ]

@@ -30,6 +30,13 @@ def as_numpy(array: Array) -> np.ndarray:
     return torch_as_numpy(array if kind == "torch" else as_torch(array, kind).cpu())
 
 
+def octets(array: Array) -> Array:
+    """The bytes of an array, u8 [n], where it is if it is a dense NumPy array or a dense tensor; else a NumPy copy."""
+    if kind_of(array) in ("torch", "cuda"):
+        return array.reshape(-1).view(sys.modules["torch"].uint8)
+    return np.ascontiguousarray(as_numpy(array)).reshape(-1).view(np.uint8)
+
+
 def from_numpy(array: np.ndarray, kind: Kind) -> Array:
     """Hand `array` over as the given kind. Tensors on the CPU share its memory; so do JAX arrays where it begins at a
     multiple of 64 bytes, as JAX asks; MLX and a GPU get a copy.

@@ -61,7 +61,8 @@ class Subject:
         return self.description.nbytes_per_token + sum(cached) / n_steps
 
     def _cache(self, limit: int) -> KeyValueCache:
-        return KeyValueCache(self.decoder.architecture, chunk=min(CHUNK, limit), limit=limit)
+        chunk = self.decoder.store_traits.chunk or CHUNK
+        return KeyValueCache(self.decoder.architecture, chunk=min(chunk, limit), limit=limit)
 
     def _timed_prefill(self, ids: Sequence[int], cache: KeyValueCache) -> float:
         start = self.clock()

@@ -153,13 +153,19 @@ def read_prompt(argument: str) -> str:
 def load(model: str | None, device: str) -> "Model":
     """The model, with a spinner on standard error while it loads."""
     import coterie
+    from coterie.runtime.memory import size
 
     # A download draws its own progress, which a spinner would tear.
     is_local = model is None or os.path.exists(model)
-    console = stderr()
-    status = console.status(f"Loading {visible(model or 'the bundled model')}") if is_local else nullcontext()
-    with status, warnings_on(console):
-        return coterie.load(model, device=device)
+    console, text = stderr(), f"Loading {visible(model or 'the bundled model')}"
+    spinner = console.status(text) if is_local else None
+
+    def progress(done: int, total: int) -> None:
+        if spinner is not None:
+            spinner.update(f"{text}: {size(done)} of {size(total)} are on the GPU")
+
+    with spinner or nullcontext(), warnings_on(console):
+        return coterie.load(model, device=device, progress=progress)
 
 
 def drain(stream: Iterable[str], interrupts: Interrupts, *, prompt: str, as_json: bool, line: bool = False) -> bool:
@@ -224,11 +230,12 @@ def statistics(generation: "Generation", reason: str) -> str:
 
 
 def memory_statistics(memory: "MemoryUse", cache_nbytes: int) -> str:
-    """ "peak 1.2 GiB, 0.9 GiB of it mapped weights, cache 3.1 MiB"."""
+    """ "peak 1.2 GiB, 0.9 GiB of it mapped weights, cache 3.1 MiB", and what is taken on a GPU."""
     from coterie.runtime.memory import size
 
     weights = "" if memory.weights_resident is None else f", {size(memory.weights_resident)} of it mapped weights"
-    return f"peak {size(memory.peak)}{weights}, cache {size(cache_nbytes)}"
+    gpu = "" if memory.gpu is None else f", {size(memory.gpu)} on the GPU"
+    return f"peak {size(memory.peak)}{weights}, cache {size(cache_nbytes)}{gpu}"
 
 
 def speed(tokens_per_second: float) -> str:

@@ -13,7 +13,7 @@ ModelName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, also for an error.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, mlx or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mlx.")]
 
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is all.")]

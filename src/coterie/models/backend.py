@@ -7,6 +7,7 @@ and slices of the arrays.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from coterie.arrays import Array
@@ -125,6 +126,19 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoreTraits:
+    """What a back end makes stores of, if it makes them itself.
+
+    chunk: tokens of a prompt that are best passed together, None for no wish; itemsize: bytes of a number; room: bytes
+    that stores may take, None for the machine's memory.
+    """
+
+    chunk: int | None = None
+    itemsize: int = 4
+    room: Callable[[], float] | None = None
+
+
 MakeStore = Callable[[tuple[int, int, int], Array], Array]
 """make(shape, old): a store [Hkv, capacity, D] of the back end's own that begins with the slots of old [Hkv, n, D]."""
 
@@ -135,7 +149,6 @@ class LayerCache(Protocol):
     def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Append [T, Hkv, D] keys and values; returns the whole stores, [Hkv, capacity, D] each."""
         ...
-
 
     @property
     def stores(self) -> tuple[Array, Array]:

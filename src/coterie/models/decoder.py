@@ -9,7 +9,7 @@ import numpy as np
 
 from coterie.arrays import Array
 from coterie.models.architecture import Architecture, LatentAttention, Layer, LayerInputs, Moe, Router
-from coterie.models.backend import Backend, Cache
+from coterie.models.backend import Backend, Cache, StoreTraits
 from coterie.models.grouped import grouped_attention
 from coterie.models.latent import LatentMatrices, latent_attention, matrices_of
 from coterie.models.launches import Branch, RoutedExperts, add_norms, mlp, routed_experts
@@ -116,6 +116,12 @@ class Decoder:
         twin = copy.copy(self)
         twin.backend = self.backend.row_by_row
         return twin
+
+    @property
+    def store_traits(self) -> StoreTraits:
+        """What the back end makes of caches."""
+        traits: StoreTraits = getattr(self.backend, "store_traits", StoreTraits())
+        return traits
 
     def logits(self, hidden: Array) -> np.ndarray:
         """Logits [T, vocab_size] in f32, on the host, of rows that `hidden` returned."""

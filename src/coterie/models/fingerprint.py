@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.arrays import as_numpy
+from coterie.arrays import Array, as_numpy, dtype_name, octets
 from coterie.formats import Packed
 
 _BLOCK = 4096
@@ -24,21 +24,22 @@ def fingerprint(config: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in sorted(weights):
         for array in _arrays(weights[path]):
-            digest.update(f"\n{path} {array.dtype} {array.shape}\n".encode())
+            digest.update(f"\n{path} {dtype_name(array)} {tuple(array.shape)}\n".encode())
             for block in _blocks(array):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def _arrays(weight: Any) -> list[np.ndarray]:
+def _arrays(weight: Any) -> list[Array]:
     parts = (weight.codes, weight.scales, weight.biases) if isinstance(weight, Packed) else (weight,)
-    return [as_numpy(part) for part in parts if part is not None]
+    return [part for part in parts if part is not None]
 
 
-def _blocks(array: np.ndarray) -> Iterator[bytes]:
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if data.size <= _BLOCK * _N_BLOCKS:
-        yield data.tobytes()
+def _blocks(array: Array) -> Iterator[bytes]:
+    """Of an array on a GPU only these bytes come to the host."""
+    data = octets(array)
+    if len(data) <= _BLOCK * _N_BLOCKS:
+        yield as_numpy(data).tobytes()
         return
-    for begin in np.linspace(0, data.size - _BLOCK, _N_BLOCKS).astype(int):
-        yield data[begin : begin + _BLOCK].tobytes()
+    for begin in np.linspace(0, len(data) - _BLOCK, _N_BLOCKS).astype(int).tolist():
+        yield as_numpy(data[begin : begin + _BLOCK]).tobytes()

@@ -176,10 +176,10 @@ class KeyValueCache:
         return sum(part.nbytes for store in self.own_layers.values() for part in store.stores)
 
     @staticmethod
-    def nbytes_for(architecture: Architecture, *, chunk: int, limit: int) -> int:
-        """Bytes that all stores take once `limit` tokens are in them."""
+    def nbytes_for(architecture: Architecture, *, chunk: int, limit: int, itemsize: int = 4) -> int:
+        """Bytes that all stores take once `limit` tokens are in them, in numbers of `itemsize` bytes."""
         attentions = [layer.attention for layer in architecture.layers if layer.attention.shares is None]
-        return sum(4 * n_slots(a, chunk, limit) * _numbers(*a.cached) for a in attentions)
+        return sum(itemsize * n_slots(a, chunk, limit) * _numbers(*a.cached) for a in attentions)
 
 
 def _numbers(n_heads: int, key_dim: int, value_dim: int) -> int:

@@ -213,7 +213,7 @@ class Stream:
 
 def cache_for(decoder: Decoder, text: Continuation) -> KeyValueCache:
     """An empty cache for a prompt and what is to follow it."""
-    chunk = min(CHUNK, len(text.prompt_ids))
+    chunk = min(decoder.store_traits.chunk or CHUNK, len(text.prompt_ids))
     return KeyValueCache(decoder.architecture, chunk=chunk, limit=text.n_positions)
 
 

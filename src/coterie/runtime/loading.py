@@ -1,7 +1,12 @@
 """`load`: from a folder or an id of the hub to a `Model`."""
 
+import contextlib
+import importlib.util
+import shutil
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +24,33 @@ from coterie.runtime.memory import available_memory, shortage
 from coterie.runtime.model import Model
 from coterie.runtime.tokenizer import read_tokenizer
 
-_NOT_YET = {
-    "cuda": "whole models run on the CPU so far",
-}
-
 _PRECISIONS = ("default", "exact")
 
 
-def load(path_or_repo: str | Path | None = None, *, device: str = "auto", precision: str = "default") -> Model:
+Progress = Callable[[int, int], None]
+"""Called with the bytes of the weights that are done and the bytes in all."""
+
+_DEVICES = ("cpu", "mlx", "cuda")
+
+
+def load(
+    path_or_repo: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "default",
+    progress: Progress | None = None,
+) -> Model:
     """Load a model in MLX's format: a folder, an id of the hub ("owner/name"), or None for the bundled model.
 
-    Every byte of the weights is checked once; they then stay in the mapped files. device is "auto", "cpu" or "mlx",
-    which copies the weights into MLX's memory and computes on MLX's default device; any other known one is a
-    `BackendUnavailableError`, as is "mlx" where MLX is not installed. precision, on the CPU, is "default", activations
-    of 16 bits where weights of small integers meet them, or "exact", all in f32. `CheckpointError`, `ConfigError` and
-    `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
+    Every byte of the weights is checked once; they then stay in the mapped files. device is "cpu"; "cuda", an NVIDIA
+    GPU, to which the weights are copied; "mlx", which copies them into MLX's memory and computes on MLX's default
+    device; or "auto", "cuda" where there is such a GPU that PyTorch and Triton can use, else "cpu". One that is not
+    there is a `BackendUnavailableError`; weights for which the GPU has no room are a `CapacityError`. `progress` is
+    told how much has been copied.
+
+    precision, on the CPU, is "default", activations of 16 bits where weights of small integers meet them, or "exact",
+    all in f32; on a GPU "default" is activations, keys and values in bf16, and "exact" f32. `CheckpointError`,
+    `ConfigError` and `UnsupportedError` say what is wrong with a checkpoint. Weights that do not fit into the available
     memory are a warning, `MemoryShortage`, that says what a token then costs.
     """
     started = time.perf_counter()
@@ -46,7 +63,7 @@ def load(path_or_repo: str | Path | None = None, *, device: str = "auto", precis
         weights = read_weights(architecture, checkpoint, family.name_map(checkpoint.config).drops)
         tokenizer = read_tokenizer(checkpoint, architecture.vocab_size)
         description = describe_checkpoint(architecture, checkpoint)
-        decoder = Decoder(architecture, backend.adopt(weights), backend)
+        decoder = Decoder(architecture, backend.adopt(weights, progress), backend)
         chat_template = read_chat_template(checkpoint)
         seconds = time.perf_counter() - started
         return Model(decoder, tokenizer, checkpoint.config, description, chat_template, load_seconds=seconds)
@@ -90,12 +107,23 @@ def _location(path_or_repo: str | Path | None) -> str | Path:
 def _decoder_backend(device: str, precision: str) -> Any:
     if precision not in _PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(_PRECISIONS)}", code="precision")
-    if device in ("auto", "cpu"):
-        return dispatch.decoder("cpu", precision)
-    if device == "mlx":
-        return dispatch.decoder("mlx", precision)
-    if device in _NOT_YET:
-        raise BackendUnavailableError(
-            f"device {device!r}: {_NOT_YET[device]}; use device='cpu'", code=f"device_{device}"
-        )
-    raise ArgumentError(f"device is {device!r}, expected 'auto', 'cpu' or 'mlx'", code="device")
+    if device == "auto":
+        return _fastest(precision)
+    if device not in _DEVICES:
+        raise ArgumentError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'mlx'", code="device")
+    return dispatch.decoder(device, precision)
+
+
+def _fastest(precision: str) -> Any:
+    """A GPU of NVIDIA's if there is one that can be used; nothing is imported to find out that there is none."""
+    if has_nvidia_gpu() and all(importlib.util.find_spec(name) for name in ("torch", "triton")):
+        with contextlib.suppress(BackendUnavailableError):
+            return dispatch.decoder("cuda", precision)
+    return dispatch.decoder("cpu", precision)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether NVIDIA's driver is there and has made a device for a GPU."""
+    if sys.platform == "win32":
+        return shutil.which("nvidia-smi") is not None
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()

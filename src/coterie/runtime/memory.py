@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,15 @@ class MemoryUse:
     """Bytes that are taken. Mapped files count as far as they are in memory.
 
     peak, resident: of this process, at its fullest moment and now. weights: all of the model's, mapped from its files;
-    weights_resident: what of them this process has in memory now.
+    weights_resident: what of them this process has in memory now. gpu: what tensors of this process take on the GPU
+    that the model is on; None for one on the CPU.
     """
 
     peak: int
     resident: int | None
     weights: int
     weights_resident: int | None
+    gpu: int | None = None
 
 
 def physical_memory() -> float:
@@ -60,10 +62,10 @@ def peak_memory() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory_use(weights: int, addresses: Iterable[int]) -> MemoryUse:
+def memory_use(weights: int, addresses: Iterable[int], gpu: int | None = None) -> MemoryUse:
     """The use of this process; `weights` bytes are mapped, and `addresses` has one at least in each mapping of them."""
     resident = _kilobytes("/proc/self/status", "VmRSS")
-    return MemoryUse(peak_memory(), resident, weights, resident_at(_read("/proc/self/smaps"), addresses))
+    return MemoryUse(peak_memory(), resident, weights, resident_at(_read("/proc/self/smaps"), addresses), gpu)
 
 
 def resident_at(smaps: str, addresses: Iterable[int]) -> int | None:
@@ -81,13 +83,14 @@ def resident_at(smaps: str, addresses: Iterable[int]) -> int | None:
     return total
 
 
-def check_memory(nbytes: int) -> None:
-    """`CapacityError` for more bytes of keys and values than the machine has."""
-    total = physical_memory()
+def check_memory(nbytes: int, room: Callable[[], float] | None = None) -> None:
+    """`CapacityError` for more bytes of keys and values than the machine has, or than there is `room` on its GPU."""
+    total = physical_memory() if room is None else room()
     if nbytes > total:
+        whose = "the machine has" if room is None else "the GPU has room for"
         raise CapacityError(
-            f"the keys and values of so many tokens take {nbytes / 2**30:.1f} GiB, and the machine has "
-            f"{total / 2**30:.1f}; shorten the prompt or ask for fewer tokens",
+            f"the keys and values of so many tokens take {nbytes / 2**30:.1f} GiB, and {whose} {total / 2**30:.1f}; "
+            "shorten the prompt or ask for fewer tokens",
             code="cache_memory",
         )
 

@@ -64,7 +64,8 @@ class Model:
         """Bytes that this process takes, and how much of them are the model's weights, which are mapped, not copied."""
         parts = (weight.codes if isinstance(weight, Packed) else weight for weight in self._decoder.weights.values())
         mapped = (part.ctypes.data for part in parts if isinstance(part, np.ndarray))
-        return memory_use(self._description.nbytes, mapped)
+        used = getattr(self._decoder.backend, "used_memory", None)
+        return memory_use(self._description.nbytes, mapped, None if used is None else used())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,13 +91,13 @@ class Model:
         """Show `observer` the routing of each layer for these tokens, as `logits` would, without computing logits."""
         architecture = self._decoder.architecture
         ids = checked_ids(token_ids, architecture.vocab_size, architecture.context_length)
-        check_memory(KeyValueCache.nbytes_for(architecture, chunk=min(CHUNK, len(ids)), limit=len(ids)))
+        self._check_memory(self._cache_bytes(len(ids)))
         for _ in self._passes(ids, observer):
             pass
 
     def _passes(self, ids: Sequence[int], observer: RoutingObserver | None) -> Iterator[tuple[int, Any]]:
         """(index of the first token, hidden states) of one run of tokens after the other."""
-        cache = KeyValueCache(self._decoder.architecture, chunk=min(CHUNK, len(ids)), limit=len(ids))
+        cache = KeyValueCache(self._decoder.architecture, chunk=min(self._chunk, len(ids)), limit=len(ids))
         for chunk in chunks(ids, cache.chunk):
             yield cache.length, self._decoder.hidden(chunk, cache, observer)
 
@@ -106,7 +107,7 @@ class Model:
         It is empty, or what `PromptCache.save` wrote to the file at `path`. `CheckpointError` for a file of another
         model, or one that is damaged.
         """
-        cache = PromptCache(self._decoder.architecture, self.fingerprint)
+        cache = PromptCache(self._decoder.architecture, self.fingerprint, self._decoder.store_traits.chunk)
         if path is not None:
             cache.load(path)
         return cache
@@ -137,7 +138,7 @@ class Model:
         `CapacityError` for a cache that is larger than the machine's memory.
         """
         text = self._continuation(prompt, options)
-        check_memory(self._cache_bytes(text))
+        self._check_memory(self._cache_bytes(text.n_positions))
         return Stream(self._decoder, text, self._own(cache))
 
     def generate_batch(
@@ -192,7 +193,7 @@ class Model:
                 texts.append(self._continuation(prompt, {**options, **own}))
             except RequestError as error:
                 raise RequestError(f"prompt {index}: {error}", code=error.code) from error
-        check_memory(sum(sorted(map(self._cache_bytes, texts))[-size:]))
+        self._check_memory(sum(sorted(self._cache_bytes(text.n_positions) for text in texts)[-size:]))
         return BatchStream(self._decoder, texts, size, self._own(cache))
 
     def chat(self, messages: Messages, *, cache: PromptCache | None = None, **options: Unpack[Options]) -> Generation:
@@ -248,8 +249,16 @@ class Model:
             )
         return cache
 
-    def _cache_bytes(self, text: Continuation) -> int:
-        return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=CHUNK, limit=text.n_positions)
+    @property
+    def _chunk(self) -> int:
+        return self._decoder.store_traits.chunk or CHUNK
+
+    def _cache_bytes(self, limit: int) -> int:
+        itemsize = self._decoder.store_traits.itemsize
+        return KeyValueCache.nbytes_for(self._decoder.architecture, chunk=self._chunk, limit=limit, itemsize=itemsize)
+
+    def _check_memory(self, nbytes: int) -> None:
+        check_memory(nbytes, self._decoder.store_traits.room)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         architecture = self._decoder.architecture

@@ -23,11 +23,13 @@ class PromptCache:
     copy the common beginning and leave the cache as it is. note: what became of it when it was last used.
     """
 
-    def __init__(self, architecture: Architecture, model: str) -> None:
-        """`model` is the fingerprint of the model that the keys and values are from."""
+    def __init__(self, architecture: Architecture, model: str, chunk: int | None = None) -> None:
+        """`model` is the fingerprint of the model that the keys and values are from, `chunk` how many tokens are best
+        read together, if that matters.
+        """
         self.model = model
         self.note = "not used yet"
-        self._architecture = architecture
+        self._architecture, self._chunk = architecture, chunk or CHUNK
         self._lock = threading.Lock()
         self._token_ids: tuple[int, ...] = ()
         self._cache: KeyValueCache | None = None
@@ -63,7 +65,7 @@ class PromptCache:
 
     def load(self, path: str | Path) -> None:
         """Take over what `save` wrote to the file at `path`; `CheckpointError` for any other file."""
-        token_ids, cache = prompt_file.read(Path(path), self._architecture, self.model)
+        token_ids, cache = prompt_file.read(Path(path), self._architecture, self.model, self._chunk)
         self.put(cache, token_ids)
 
     def take(self, prompt_ids: Sequence[int]) -> KeyValueCache:
@@ -102,7 +104,7 @@ class PromptCache:
                 f"{n_common} tokens of the prompt had been read, and sliding windows have gone on to token "
                 f"{len(token_ids)} since: the prompt is read from its start"
             )
-        return KeyValueCache(self._architecture, chunk=CHUNK, limit=self._architecture.context_length)
+        return KeyValueCache(self._architecture, chunk=self._chunk, limit=self._architecture.context_length)
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

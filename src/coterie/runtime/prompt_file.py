@@ -31,13 +31,17 @@ def write(path: Path, model: str, token_ids: Sequence[int], cache: KeyValueCache
     write_safetensors(path, tensors, metadata)
 
 
-def read(path: Path, architecture: Architecture, model: str) -> tuple[tuple[int, ...], KeyValueCache]:
-    """The tokens, and a cache that has seen them; `CheckpointError` for the first thing that is wrong with the file."""
+def read(
+    path: Path, architecture: Architecture, model: str, chunk: int = CHUNK
+) -> tuple[tuple[int, ...], KeyValueCache]:
+    """The tokens, and a cache that has seen them and is given `chunk` at a time; `CheckpointError` for the first thing
+    that is wrong with the file.
+    """
     with SafetensorsFile(path) as file:
         _check_metadata(path, file.metadata, model)
         tensors = {name: file.array(name) for name in file.tensors}
         token_ids = _token_ids(path, tensors, architecture)
-        cache = KeyValueCache(architecture, chunk=CHUNK, limit=architecture.context_length)
+        cache = KeyValueCache(architecture, chunk=chunk, limit=architecture.context_length)
         layers = cache.own_layers
         expected = {"token_ids", *(f"layers.{index}.{part}" for index in layers for part in ("keys", "values"))}
         if tensors.keys() != expected:

@@ -20,7 +20,7 @@ _MOST_REMEMBERED = 16
 """Sets of matrices that begin with the same one; a decoder has one or two."""
 
 
-def adopt(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+def adopt(weights: Mapping[str, Any], _progress: Any = None) -> Mapping[str, Any]:
     """Weights of a checkpoint as the decoder takes them: where they lie."""
     return weights
 

@@ -10,9 +10,9 @@ import triton.language as tl
 from coterie.backends.cuda.decoder.elementwise import rms_norm
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import StepShape, step_shape, tokens_shape
-from coterie.backends.cuda.kernels.attend import attend_tokens
-from coterie.backends.cuda.kernels.attend_step import attend_shares, combine_shares
-from coterie.backends.cuda.kernels.heads import place_heads
+from coterie.backends.cuda.kernels.attend import attend_tokens_kernel
+from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel, combine_shares_kernel
+from coterie.backends.cuda.kernels.heads import place_heads_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 
 _HEADS = 8
@@ -94,7 +94,7 @@ def _step(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, la
     shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype)
     shares = Shares(n_rows, spec.n_heads, spec.head_dim, shape, spec.window, rows.positions)
     with on_device_of(projected.queries):
-        attend_shares[(shape.n_programs(rows.longest, spec.window), spec.n_kv_heads * shape.parts, n_rows)](
+        attend_shares_kernel[(shape.n_programs(rows.longest, spec.window), spec.n_kv_heads * shape.parts, n_rows)](
             *projected.pointers, None, projected.query_norm, projected.key_norm, *rows.tables[spec.rope],
             rows.positions, rows.stores[layer], shares.mixed, shares.states, *projected.numbers, spec.window or 0,
             float(spec.scale), GROUP=group, HEADS=shape.heads, D_TURNED=0, HAS_NEW=projected.keys is not None,
@@ -109,7 +109,7 @@ def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, 
     made = torch.empty((len(queries), spec.n_heads, spec.head_dim), dtype=projected.dtype, device=queries.device)
     blocks_of_new = 0 if projected.keys is None else 2 * triton.cdiv(spec.n_kv_heads, _HEADS)
     with on_device_of(queries):
-        place_heads[(len(queries), triton.cdiv(spec.n_heads, _HEADS) + blocks_of_new)](
+        place_heads_kernel[(len(queries), triton.cdiv(spec.n_heads, _HEADS) + blocks_of_new)](
             *projected.pointers, projected.query_norm, projected.key_norm, *rows.tables[spec.rope], rows.positions,
             rows.sequences, rows.stores[layer], made, *projected.numbers, N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS,
             num_warps=4, **projected.options, **early(queries),
@@ -143,7 +143,7 @@ def over_tokens(
     group, d_turned = n_heads // n_kv_heads, 0 if turned is None else turned.shape[-1]
     shape = tokens_shape(dim, queries.dtype)
     with on_device_of(queries):
-        attend_tokens[(triton.cdiv(n_tokens * group, shape.rows), n_kv_heads)](
+        attend_tokens_kernel[(triton.cdiv(n_tokens * group, shape.rows), n_kv_heads)](
             queries, turned, stores, sequence, sinks, out, n_tokens, start, window or 0, float(scale),
             N_HEADS=n_heads, GROUP=group, HAS_WINDOW=window is not None, WRAPS=start + n_tokens > capacity,
             HAS_SINKS=sinks is not None, LATENT=turned is not None, D=dim, D_TURNED=d_turned,
@@ -170,7 +170,7 @@ class Shares:
         block, splits = triton.next_power_of_2(dim), triton.next_power_of_2(n_splits)
         out = torch.empty((n_rows, n_heads, dim), dtype=torch.float32, device=self.mixed.device)
         with on_device_of(out):
-            combine_shares[(n_heads, n_rows)](
+            combine_shares_kernel[(n_heads, n_rows)](
                 self.mixed, self.states, sinks, self._positions, out, self._window or 0, N_HEADS=n_heads,
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,

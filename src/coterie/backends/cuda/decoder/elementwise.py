@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from coterie.backends.cuda.kernels.heads import turn_heads
-from coterie.backends.cuda.kernels.norms import add_norm_rows, norm_rows
+from coterie.backends.cuda.kernels.heads import turn_heads_kernel
+from coterie.backends.cuda.kernels.norms import add_norms_kernel, rms_norm_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 
 _HEADS = 8
@@ -19,7 +19,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        norm_rows[(len(rows),)](
+        rms_norm_kernel[(len(rows),)](
             rows, weight, out, size, rows.stride(0), float(eps), HAS_WEIGHT=weight is not None,
             BLOCK=triton.next_power_of_2(size), num_warps=_warps(size), **early(x),
         )  # fmt: skip
@@ -39,7 +39,7 @@ def add_norms(
     out, *normed = torch.empty((1 + len(befores), *h.shape), dtype=torch.float32, device=h.device)
     missing = [None] * (3 - len(befores))
     with on_device_of(h):
-        add_norm_rows[(len(h),)](
+        add_norms_kernel[(len(h),)](
             h, first, second, first_norm, second_norm, after, scalar, out, *befores, *missing, *normed, *missing, size,
             float(eps), N_BRANCHES=len(branches), HAS_BRANCH_NORM_0=first_norm is not None,
             HAS_BRANCH_NORM_1=second_norm is not None, HAS_AFTER=after is not None, HAS_SCALAR=scalar is not None,
@@ -58,7 +58,7 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: b
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     heads = min(_HEADS, triton.next_power_of_2(n_heads))
     with on_device_of(x):
-        turn_heads[(n_tokens, triton.cdiv(n_heads, heads))](
+        turn_heads_kernel[(n_tokens, triton.cdiv(n_heads, heads))](
             x, out, cos, sin, n_heads, x.stride(0), x.stride(1), D=dim, N_PAIRS=cos.shape[1], INTERLEAVED=interleaved,
             HEADS=heads, BLOCK_D=triton.next_power_of_2(dim), num_warps=4, **early(x),
         )  # fmt: skip

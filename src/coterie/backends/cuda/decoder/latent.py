@@ -10,8 +10,8 @@ import triton
 from coterie.backends.cuda.decoder.attention import TRITON_DTYPES, Shares, over_tokens
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import step_shape
-from coterie.backends.cuda.kernels.attend_step import attend_shares
-from coterie.backends.cuda.kernels.by_head import keep_latents, multiply_by_head
+from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel
+from coterie.backends.cuda.kernels.by_head import keep_latents_kernel, multiply_by_head_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 
 _ROWS, _COLUMNS, _DEPTH = 16, 32, 64
@@ -53,7 +53,7 @@ def by_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     x = x if x.stride(2) == 1 else x.contiguous()
     out = torch.empty((n_rows, n_heads, n), dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        multiply_by_head[(triton.cdiv(n_rows, _ROWS), n_heads, triton.cdiv(n, _COLUMNS))](
+        multiply_by_head_kernel[(triton.cdiv(n_rows, _ROWS), n_heads, triton.cdiv(n, _COLUMNS))](
             x, weights, out, n_rows, x.stride(0), x.stride(1), N_HEADS=n_heads, N=n, K=depth, BLOCK_M=_ROWS,
             BLOCK_N=_COLUMNS, BLOCK_K=min(_DEPTH, max(16, triton.next_power_of_2(depth))), num_warps=4, **early(x),
         )  # fmt: skip
@@ -65,7 +65,7 @@ def _keep(
 ) -> None:
     rank, dim = latents.shape[-1], keys.shape[-1]
     with on_device_of(latents):
-        keep_latents[(len(latents),)](
+        keep_latents_kernel[(len(latents),)](
             latents, keys, rows.positions, rows.sequences, stores, RANK=rank, D=dim, DTYPE=TRITON_DTYPES[dtype],
             BLOCK_RANK=triton.next_power_of_2(rank), BLOCK_D=triton.next_power_of_2(dim), num_warps=4, **early(latents),
         )  # fmt: skip
@@ -80,7 +80,7 @@ def _step(
     shares = Shares(n_rows, n_heads, rank, shape, None, rows.positions)
     none: Any = None
     with on_device_of(absorbed):
-        attend_shares[(shape.n_programs(rows.longest, None), shape.parts, n_rows)](
+        attend_shares_kernel[(shape.n_programs(rows.longest, None), shape.parts, n_rows)](
             absorbed, none, none, turned, none, none, none, none, rows.positions, stores, shares.mixed, shares.states,
             0, 0, 0, 0.0, 0.0, 0, float(scale), N_HEADS=n_heads, GROUP=n_heads, HEADS=shape.heads, D=rank,
             D_TURNED=dim, N_PAIRS=0, INTERLEAVED=False, Q_NORM=False, K_NORM=False, V_NORM=False, HAS_LIMIT=False,

@@ -4,7 +4,7 @@ One copy takes all of it there. Kernels read positions and addresses from the de
 recorded for one step serve the next one, with other lengths and with stores that have grown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import triton
 
-from coterie.backends.cuda.kernels.rotation import rotation_rows
+from coterie.backends.cuda.device import within_memory
+from coterie.backends.cuda.kernels.rotation import rotation_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 
 Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
@@ -42,6 +43,15 @@ class DeviceRows:
         tables = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in self.tables.items()}
         narrow = (self.ids[-1:], self.positions[-1:], self.sequences[-1:])
         return DeviceRows(*narrow, self.stores, tables, (part,), True, self.longest)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTraits:
+    """`coterie.models.backend.StoreTraits`."""
+
+    chunk: int
+    itemsize: int
+    room: Callable[[], float]
 
 
 class RowMaker:
@@ -78,6 +88,7 @@ class RowMaker:
             return host
         return host.pin_memory().to(self.device, non_blocking=True)
 
+    @within_memory
     def make_store(self, shape: tuple[int, int, int], old: Any) -> torch.Tensor:
         new = torch.empty(shape, dtype=self.dtype, device=self.device)
         new[:, : old.shape[1]] = torch.from_numpy(old) if isinstance(old, np.ndarray) else old
@@ -106,7 +117,7 @@ def rotation_table(
     n_pairs = len(frequencies)
     cos, sin = torch.empty((2, len(positions), n_pairs), dtype=torch.float32, device=positions.device)
     with on_device_of(positions):
-        rotation_rows[(len(positions),)](
+        rotation_kernel[(len(positions),)](
             positions, frequencies, cos, sin, float(amplitude), n_pairs, triton.next_power_of_2(n_pairs), num_warps=1,
             **early(positions),
         )  # fmt: skip

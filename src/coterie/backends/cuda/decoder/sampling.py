@@ -49,18 +49,18 @@ class Chooser:
         kinds = {"HAS_K": self._has_k, "HAS_P": self._has_p}
         k_borders = p_borders = sums = None
         with on_device_of(logits):
-            sample.find_highest[(n_blocks, n_rows)](logits, tops, places, bad, n_logits, n_blocks, **sizes)
+            sample.find_highest_kernel[(n_blocks, n_rows)](logits, tops, places, bad, n_logits, n_blocks, **sizes)
             if self._has_k:
                 k_borders = self._borders(logits, tops, places, None, n_blocks, shape)
             if self._has_p:
                 p_borders = self._borders(logits, tops, places, k_borders, n_blocks, shape, by_share=True)
             if self._draws:
                 sums = torch.empty((n_rows, n_blocks), dtype=torch.int64, device=logits.device)
-                sample.sum_shares[(n_blocks, n_rows)](
+                sample.sum_shares_kernel[(n_blocks, n_rows)](
                     logits, tops, places, self._settings, k_borders, p_borders, sums, n_logits, n_blocks, **kinds,
                     **shape,
                 )  # fmt: skip
-            sample.take_tokens[(n_rows,)](
+            sample.take_tokens_kernel[(n_rows,)](
                 logits, tops, places, bad, self._settings, k_borders, p_borders, sums, self._uniforms, found, ids,
                 positions, n_logits, n_blocks, DRAWS=self._draws, **kinds, **shape,
             )  # fmt: skip
@@ -76,7 +76,7 @@ class Chooser:
         states = torch.empty((2, n_rows, sample.N_STATES.value), dtype=torch.int64, device=logits.device)
         for done in range(n_digits + 1):
             here, there = (done + 1) % 2, done % 2
-            sample.next_digit[(n_blocks if done < n_digits else 1, n_rows)](
+            sample.next_digit_kernel[(n_blocks if done < n_digits else 1, n_rows)](
                 logits, tops, places, self._settings, sums[here], sums[there], states[here], states[there], others,
                 n_logits, n_blocks, DIGITS_LEFT=n_digits - done, IS_FIRST=done == 0, IS_SECOND=done == 1,
                 BY_SHARE=by_share, AMONG_OTHERS=others is not None, **shape,

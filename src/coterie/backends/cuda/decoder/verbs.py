@@ -10,14 +10,18 @@ from coterie.arrays import as_numpy
 from coterie.backends import cuda
 from coterie.backends.cuda.decoder import attention, elementwise, latent, products, weights
 from coterie.backends.cuda.decoder.products import Weight
-from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker
+from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker, StoreTraits
 from coterie.backends.cuda.decoder.steps import Compute, DeviceSteps, Records
+from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.launch import INTERPRETED
 from coterie.formats import Packed
 from coterie.ops import RouteSpec, Routing
 
 _EXACT_PARTS = 2
-"""Numbers of bf16 that an activation is made of where products are exact to f32's rounding, nearly."""
+"""Numbers of bf16 that an activation is the sum of where it is not rounded to one: 16 of the 24 digits of f32."""
+
+_CHUNK = 4096
+"""Tokens of a prompt that pass together: so many that each expert has rows enough for the matrix units."""
 
 
 class Verbs:
@@ -38,6 +42,7 @@ class Verbs:
         self.device = torch.device("cpu" if INTERPRETED.value else "cuda")
         self.dtype = torch.float32 if precision == "exact" else torch.bfloat16
         self.pass_rows = RowMaker(self.device, self.dtype)
+        self.store_traits = StoreTraits(_CHUNK, self.dtype.itemsize, lambda: weights.free_memory(self.device))
         self._records = Records()
         self._by_head: dict[int, tuple[Any, torch.Tensor]] = {}
 
@@ -50,14 +55,20 @@ class Verbs:
     def adopt(self, stored: Mapping[str, Any], progress: weights.Progress | None = None) -> dict[str, Any]:
         return weights.adopt(stored, self.device, progress)
 
+    def used_memory(self) -> int:
+        """Bytes that tensors take on the device."""
+        return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
+
     def linear(self, x: torch.Tensor, weight: Weight, *, exact: bool = False) -> torch.Tensor:
         return self.linears(x, (weight,), (None,), exact=exact)[0]
 
+    @within_memory
     def linears(
         self, x: torch.Tensor, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *, exact: bool = False
     ) -> list[torch.Tensor]:
         return products.linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
 
+    @within_memory
     def attend_rows(
         self, queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any,
         rows: DeviceRows, layer: int, eps: float,
@@ -65,6 +76,7 @@ class Verbs:
         projected = attention.projected_rows(queries, new, spec, vectors, eps, self.dtype)
         return attention.attend_rows(projected, vectors.sinks, rows, layer)
 
+    @within_memory
     def attend_latent_rows(
         self, queries: torch.Tensor, turned: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor, matrices: Any,
         rows: DeviceRows, layer: int, scale: float,
@@ -78,6 +90,7 @@ class Verbs:
         ids, chosen = cuda.route(logits, spec)
         return Routing(ids, chosen, logits.shape[-1])
 
+    @within_memory
     def moe(self, x: torch.Tensor, routing: Routing, experts: Any) -> torch.Tensor:
         return products.moe(x, routing, experts, parts=self._parts())
 

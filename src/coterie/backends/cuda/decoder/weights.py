@@ -1,5 +1,6 @@
 """Weights of a checkpoint on the GPU, and rows of an embedding."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import triton
 
 from coterie.arrays import numpy_as_torch
-from coterie.backends.cuda.kernels.embed import embed_rows
+from coterie.backends.cuda.kernels.embed import embed_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.errors import CapacityError
 from coterie.formats import Packed
@@ -57,6 +58,7 @@ class _Upload:
 
     def __call__(self, array: np.ndarray) -> torch.Tensor:
         if not self._stages:
+            self._count(array.nbytes)
             return numpy_as_torch(np.array(array, order="C"))
         source = np.ascontiguousarray(array)
         like = numpy_as_torch(np.empty(0, source.dtype))
@@ -70,24 +72,34 @@ class _Upload:
             stage.numpy()[: piece.size] = piece
             place[begin : begin + piece.size].copy_(stage[: piece.size], non_blocking=True)
             copied.record()
-            self._done += piece.size
-            if self._progress is not None:
-                self._progress(self._done, self._total)
+            self._count(piece.size)
         return target
+
+    def _count(self, n_bytes: int) -> None:
+        self._done += n_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def _check_room(device: torch.device, needed: int) -> None:
-    free, total = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if needed + _RESERVE > free + reserved:
+    free, total = free_memory(device), torch.cuda.mem_get_info(device)[1]
+    if needed + _RESERVE > free:
         raise CapacityError(
-            f"the weights take {_gib(needed)} GiB, {_gib(free + reserved)} of the GPU's {_gib(total)} GiB are free; "
+            f"the weights take {_gib(needed)} GiB, and {_gib(free)} of the GPU's {_gib(total)} GiB are free; "
             "expected half a GiB more than the weights: free some, take weights of fewer bits, or use device='cpu'",
             code="gpu_memory",
         )
 
 
-def _gib(nbytes: int) -> str:
+def free_memory(device: torch.device) -> float:
+    """Bytes that tensors can still take, those that PyTorch keeps in reserve included."""
+    if device.type != "cuda":
+        return math.inf
+    reserved: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return reserved + float(torch.cuda.mem_get_info(device)[0])
+
+
+def _gib(nbytes: float) -> str:
     return f"{nbytes / 2**30:.1f}"
 
 
@@ -100,7 +112,7 @@ def embed(weight: Packed | torch.Tensor, ids: torch.Tensor, scale: float = 1.0) 
         parts = (weight.codes.view(torch.int32), weight.scales, weight.biases)
         options = {"MODE": weight.mode, "BITS": weight.format.bits, "GROUP": weight.format.group_size}
     with on_device_of(ids):
-        embed_rows[(len(ids), triton.cdiv(size, _BLOCK))](
+        embed_kernel[(len(ids), triton.cdiv(size, _BLOCK))](
             *parts, ids, out, size, float(scale), **options, BLOCK=_BLOCK, num_warps=4, **early(ids, fused=False)
         )
     return out

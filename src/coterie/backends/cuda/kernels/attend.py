@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, store_of
-from coterie.backends.cuda.kernels.tiles import product, rounded
+from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 LOWEST: tl.constexpr = tl.constexpr(-1e30)
@@ -65,11 +65,11 @@ def meet_block(
     shares, highest, total, mixed = weigh(scores, highest, total, mixed)
     if not LATENT:
         block = store_tile(values, slots, inside, D, BLOCK_D)
-    return highest, total, mixed + product(rounded(shares, DTYPE), block)
+    return highest, total, mixed + product(shares.to(DTYPE), block)
 
 
 @triton.jit
-def attend_tokens(
+def attend_tokens_kernel(
     q, q_turned, stores, sequence, sinks, out, n_tokens, start, window, scale,
     N_HEADS: tl.constexpr, GROUP: tl.constexpr, HAS_WINDOW: tl.constexpr, WRAPS: tl.constexpr, HAS_SINKS: tl.constexpr,
     LATENT: tl.constexpr, D: tl.constexpr, D_TURNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
 from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, head_line, head_tile, store_of
-from coterie.backends.cuda.kernels.tiles import product, rounded
+from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -27,7 +27,7 @@ def share_of(split, position, window, HAS_WINDOW: tl.constexpr, N_SPLITS: tl.con
 
 
 @triton.jit
-def attend_shares(
+def attend_shares_kernel(
     q, k, v, q_turned, q_weight, k_weight, cos, sin, positions, stores, mixed_parts, state_parts,
     q_row, k_row, v_row, eps, limit, window, scale,
     N_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, D_TURNED: tl.constexpr,
@@ -81,7 +81,7 @@ def attend_shares(
             q_turned + lines * D_TURNED + of_turned[None, :],
             mask=head_inside[:, None] & (of_turned < D_TURNED)[None, :], other=0.0,
         )  # fmt: skip
-        queries, turned = rounded(queries, DTYPE), rounded(turned, DTYPE)
+        queries, turned = queries.to(DTYPE), turned.to(DTYPE)
     else:
         cos += row64 * N_PAIRS
         sin += row64 * N_PAIRS
@@ -89,7 +89,7 @@ def attend_shares(
             q + row64 * q_row, heads, head_inside, D, q_weight, cos, sin, eps, limit,
             D, N_PAIRS, INTERLEAVED, Q_NORM, True, HAS_LIMIT, BLOCK_D,
         )  # fmt: skip
-        queries = rounded(queries, DTYPE)
+        queries = queries.to(DTYPE)
     if HAS_NEW:
         new_key = head_line(
             k + row64 * k_row, head, k_weight, cos, sin, eps, limit,
@@ -98,7 +98,7 @@ def attend_shares(
         new_value = head_line(
             v + row64 * v_row, head, k_weight, cos, sin, eps, limit, D, 0, False, V_NORM, False, HAS_LIMIT, BLOCK_D
         )
-        new_key, new_value = rounded(new_key, DTYPE), rounded(new_value, DTYPE)
+        new_key, new_value = new_key.to(DTYPE), new_value.to(DTYPE)
         if end == position + 1:
             places, of_head = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D) < D
             slot = (position % capacity).to(tl.int64) * D
@@ -119,7 +119,7 @@ def attend_shares(
             scores += product(turned, tl.trans(value_block))
         scores = tl.where((at < end)[None, :], scores * factor, float("-inf"))
         shares, highest, total, mixed = weigh(scores, highest, total, mixed)
-        mixed += product(rounded(shares, DTYPE), key_block if LATENT else value_block)
+        mixed += product(shares.to(DTYPE), key_block if LATENT else value_block)
         at += BLOCK_N
         inside = (at < end) & (at < stored)
         key_block = store_tile(head_keys, at % capacity, inside, D, BLOCK_D)
@@ -136,7 +136,7 @@ def attend_shares(
 
 
 @triton.jit
-def combine_shares(
+def combine_shares_kernel(
     mixed_parts, state_parts, sinks, positions, out, window,
     N_HEADS: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,
     N_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,

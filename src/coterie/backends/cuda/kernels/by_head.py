@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, store_of
-from coterie.backends.cuda.kernels.tiles import product, rounded
+from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
-def multiply_by_head(
+def multiply_by_head_kernel(
     x, weights, out, n_rows, x_row, x_head,
     N_HEADS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
@@ -39,7 +39,7 @@ def multiply_by_head(
 
 
 @triton.jit
-def keep_latents(
+def keep_latents_kernel(
     latents, keys, positions, sequences, stores, RANK: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_RANK: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -55,6 +55,6 @@ def keep_latents(
         latent = tl.load(latents + token * RANK + of_latent, mask=of_latent < RANK, other=0.0)
         key = tl.load(keys + token * D + of_key, mask=of_key < D, other=0.0)
         kept = store_of(stores, sequence, KEYS, DTYPE) + slot * RANK + of_latent
-        tl.store(kept, rounded(latent, DTYPE), mask=of_latent < RANK)
+        tl.store(kept, latent.to(DTYPE), mask=of_latent < RANK)
         kept = store_of(stores, sequence, VALUES, DTYPE) + slot * D + of_key
-        tl.store(kept, rounded(key, DTYPE), mask=of_key < D)
+        tl.store(kept, key.to(DTYPE), mask=of_key < D)

@@ -8,7 +8,7 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
-def embed_rows(
+def embed_kernel(
     codes, scales, biases, ids, out, size, factor,
     MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip

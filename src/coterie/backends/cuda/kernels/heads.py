@@ -8,7 +8,6 @@ a recorded step finds a store that has grown.
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.tiles import rounded
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 KEYS: tl.constexpr = tl.constexpr(0)
@@ -118,7 +117,7 @@ def store_of(stores, sequence, WHICH: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def turn_heads(
+def turn_heads_kernel(
     x, out, cos, sin, n_heads, x_token, x_head,
     D: tl.constexpr, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
     HEADS: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
@@ -146,11 +145,11 @@ def keep_heads(
     columns = tl.arange(0, BLOCK_D)
     slots = heads.to(tl.int64) * capacity + position % capacity
     place = store + slots[:, None] * D + columns[None, :]
-    tl.store(place, rounded(values, DTYPE), mask=inside[:, None] & (columns < D)[None, :])
+    tl.store(place, values.to(DTYPE), mask=inside[:, None] & (columns < D)[None, :])
 
 
 @triton.jit
-def place_heads(
+def place_heads_kernel(
     q, k, v, q_weight, k_weight, cos, sin, positions, sequences, stores, out, q_token, k_token, v_token, eps, limit,
     N_HEADS: tl.constexpr, N_KV_HEADS: tl.constexpr, D: tl.constexpr, N_PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, V_NORM: tl.constexpr,
@@ -176,7 +175,7 @@ def place_heads(
             D, N_PAIRS, INTERLEAVED, Q_NORM, True, HAS_LIMIT, BLOCK_D,
         )  # fmt: skip
         place = out + (token * N_HEADS + heads[:, None]) * D + columns[None, :]
-        tl.store(place, rounded(values, DTYPE), mask=inside[:, None] & (columns < D)[None, :])
+        tl.store(place, values.to(DTYPE), mask=inside[:, None] & (columns < D)[None, :])
     else:
         sequence, position = tl.load(sequences + token), tl.load(positions + token).to(tl.int32)
         capacity = tl.load(stores + sequence * 3 + CAPACITY).to(tl.int32)

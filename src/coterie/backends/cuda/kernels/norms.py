@@ -24,7 +24,9 @@ def vector(weight, columns, inside, WANTED: tl.constexpr):
 
 
 @triton.jit
-def norm_rows(x, weight, out, size, x_stride, eps, HAS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def rms_norm_kernel(
+    x, weight, out, size, x_stride, eps, HAS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """Program: one row of x, whose rows are x_stride apart; those of out follow each other."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -40,7 +42,7 @@ def norm_rows(x, weight, out, size, x_stride, eps, HAS_WEIGHT: tl.constexpr, BLO
 
 
 @triton.jit
-def add_norm_rows(
+def add_norms_kernel(
     h,
     branch_0,
     branch_1,

@@ -7,7 +7,7 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
-def rotation_rows(
+def rotation_kernel(
     positions, frequencies, cos, sin, amplitude, N_PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 ):
     """Program: a row. Angles are f32 products, as in the implementations that models are trained with."""

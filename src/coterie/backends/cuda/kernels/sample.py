@@ -30,7 +30,7 @@ N_DIGITS: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
-def find_highest(logits, tops, places, bad, n_logits, n_blocks, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def find_highest_kernel(logits, tops, places, bad, n_logits, n_blocks, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """Program: a block of a row. Its highest logit, the first place that has it, and how many are not finite."""
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = block * BLOCK + tl.arange(0, BLOCK)
@@ -84,7 +84,7 @@ def border(borders, row, WANTED: tl.constexpr):
 
 
 @triton.jit
-def next_digit(
+def next_digit_kernel(
     logits, tops, places, settings, sums, next_sums, states, next_states, other_borders, n_logits, n_blocks,
     DIGITS_LEFT: tl.constexpr, IS_FIRST: tl.constexpr, IS_SECOND: tl.constexpr, BY_SHARE: tl.constexpr,
     AMONG_OTHERS: tl.constexpr, UNIT: tl.constexpr, ID_BITS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
@@ -167,7 +167,7 @@ def kept_shares(
 
 
 @triton.jit
-def sum_shares(
+def sum_shares_kernel(
     logits, tops, places, settings, k_borders, p_borders, sums, n_logits, n_blocks, HAS_K: tl.constexpr,
     HAS_P: tl.constexpr, UNIT: tl.constexpr, ID_BITS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     EARLY: tl.constexpr,
@@ -184,7 +184,7 @@ def sum_shares(
 
 
 @triton.jit
-def take_tokens(
+def take_tokens_kernel(
     logits, tops, places, bad, settings, k_borders, p_borders, sums, uniforms, found, ids, positions, n_logits,
     n_blocks, DRAWS: tl.constexpr, HAS_K: tl.constexpr, HAS_P: tl.constexpr, UNIT: tl.constexpr,
     ID_BITS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, EARLY: tl.constexpr,

@@ -13,7 +13,7 @@ from coterie.formats import Packed
 from coterie.ops import dispatch
 
 
-def adopt(weights: Mapping[str, Any]) -> dict[str, Any]:
+def adopt(weights: Mapping[str, Any], _progress: Any = None) -> dict[str, Any]:
     """Weights of a checkpoint as MLX arrays. They are copied: MLX 0.32 takes no memory of others on a CPU."""
     return {path: _adopted(weight) for path, weight in weights.items()}
 

@@ -1,0 +1,158 @@
+"""Whole decoders on a GPU: logits beside the CPU's in f32, and texts, batches and prompt caches token by token.
+
+Where Triton's interpreter stands in, models are tiny and texts short; the others are for machines with a GPU.
+"""
+
+import copy
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coterie.errors import NumericError
+from coterie.models.decoder import Decoder
+from coterie.runtime import Model, load
+from coterie.runtime.cache import KeyValueCache
+from coterie.runtime.request import Request
+from coterie.runtime.sampling import Sampler
+from models import tiny
+from models.parity import EXACT, Mode, decoder, relative_error
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+GPU = Mode("cuda", 1e-5, {"precision": "exact"})
+GPU_DEFAULT = Mode("cuda", 5e-2)
+"""bf16 keeps 8 bits of every activation; over the few layers of a tiny model that adds up to some hundredths."""
+
+FORM = "4 bits g64"
+IDS = tiny.token_ids(21)
+PORTIONS = [17, 1, 1, 2]
+"""Longer than the sliding window of 16."""
+
+QUICK = {"qwen3_moe": (2, [5, 1, 2]), "gemma4": (2, [16, 1, 1]), "deepseek_v3": (2, [4, 1])}
+"""So many of the first layers, and tokens in such portions, for whoever waits for the interpreter."""
+
+CASES = [pytest.param(name, FORM, marks=pytest.mark.slow) for name in tiny.MODELS]
+CASES += [
+    pytest.param(name, form, marks=pytest.mark.cuda) for name in tiny.MODELS for form in tiny.FORMATS if form != FORM
+]
+
+
+def logits(made: Decoder, portions: list[int]) -> np.ndarray:
+    cache = KeyValueCache(made.architecture, chunk=max(portions), limit=sum(portions))
+    ends = np.cumsum(portions)
+    return np.concatenate(
+        [made.logits(made.hidden(IDS[e - n : e], cache)) for n, e in zip(portions, ends, strict=True)]
+    )
+
+
+def first_layers(made: Decoder, n: int) -> Decoder:
+    """The decoder without the layers behind the first n."""
+    layers = made.architecture.layers[:n]
+    return Decoder(replace(made.architecture, layers=layers), made.weights, made.backend)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_logits_of_a_few_layers_are_those_of_the_cpu(name: str) -> None:
+    n, portions = QUICK[name]
+    folder = tiny.checkpoint(name, FORM)
+    found, expected = (logits(first_layers(decoder(folder, mode), n), portions) for mode in (GPU, EXACT))
+    assert relative_error(found, expected) < GPU.bound
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_logits_are_those_of_the_cpu(name: str, form: str) -> None:
+    folder = tiny.checkpoint(name, form)
+    found, expected = (logits(decoder(folder, mode), PORTIONS) for mode in (GPU, EXACT))
+    assert relative_error(found, expected) < GPU.bound
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("gpt_oss", marks=pytest.mark.slow)])
+def test_logits_of_rounded_activations(name: str) -> None:
+    folder = tiny.checkpoint(name, FORM)
+    found, expected = (logits(first_layers(decoder(folder, mode), 2), [4]) for mode in (GPU_DEFAULT, EXACT))
+    assert 1e-4 < relative_error(found, expected) < GPU_DEFAULT.bound
+
+
+@functools.cache
+def model(name: str, device: str = "cuda", precision: str = "exact") -> Model:
+    made = load(tiny.checkpoint(name, FORM), device=device, precision=precision)
+    made._decoder = first_layers(made._decoder, 2)
+    return made
+
+
+def tokens(made: Model, ids: list[int], **options: Any) -> tuple[int, ...]:
+    return made.generate(ids, **options).token_ids
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 5.0, "seed": 3, "top_k": 50, "top_p": 0.9}, {"logprobs": 1}])
+def test_texts_are_those_of_the_cpu(options: dict[str, Any]) -> None:
+    found, expected = (
+        tokens(model("qwen3_moe", device), IDS[:3], max_tokens=4, **options) for device in ("cuda", "cpu")
+    )
+    assert found == expected
+
+
+def test_a_prompt_cache_is_that_of_the_cpu_once_it_has_gone_through_a_file(tmp_path: Path) -> None:
+    made, other = model("gemma4"), model("gemma4", "cpu")
+    ids = IDS[:9]
+    expected = tokens(other, ids, max_tokens=3)
+    cache = made.prompt_cache()
+    made.generate(ids[:-2], max_tokens=2, cache=cache)
+    assert len(cache.token_ids) == len(ids) - 2 + 1
+    cache.save(tmp_path / "cache")
+    for device in (made, other):
+        found = device.generate(ids, max_tokens=3, cache=device.prompt_cache(tmp_path / "cache"))
+        assert (found.token_ids, found.n_cached_tokens) == (expected, len(ids) - 2)
+
+
+@pytest.mark.parametrize("precision", ["exact", pytest.param("default", marks=pytest.mark.cuda)])
+def test_a_batch_gives_the_texts_of_its_prompts_alone(precision: str) -> None:
+    made, prompts = model("qwen3_moe", precision=precision), [IDS[:3], IDS[3:4], IDS[2:4]]
+    options: dict[str, Any] = {"max_tokens": 3, "temperature": 4.0, "seed": 1}
+    batch = made.generate_batch(prompts, max_batch_size=2, **options)
+    assert [text.token_ids for text in batch] == [tokens(made, prompt, **options) for prompt in prompts]
+
+
+def test_a_text_that_is_left_leaves_in_its_cache_what_was_taken_of_it() -> None:
+    made = model("qwen3_moe")
+    cache = made.prompt_cache()
+    stream = made.stream(IDS[:2], max_tokens=6, temperature=6.0, seed=2, cache=cache)
+    for _ in zip(stream, range(2), strict=False):
+        pass
+    stream.close()
+    assert cache.token_ids == (*IDS[:2], *stream.generation.token_ids)[: len(cache.token_ids)]
+    assert len(cache.token_ids) == 2 + len(stream.generation.token_ids) - 1
+
+
+def test_logits_that_are_not_finite_end_a_text_with_an_error() -> None:
+    made = copy.copy(decoder(tiny.checkpoint("qwen3_moe", FORM), GPU))
+    cache = KeyValueCache(made.architecture, chunk=1, limit=8)
+    request = Request()
+    made._final_norm = made._final_norm * float("nan")
+    steps = made.steps([cache])
+    found = steps.tokens([3], [Sampler(request).draw(4)])  # type: ignore[list-item]
+    assert found is not None
+    assert next(found) == [-1]
+    steps.close()
+    assert cache.length == 1
+    with pytest.raises(NumericError, match="NaN or infinite"):
+        Sampler(request).accept(-1)
+
+
+def test_memory_and_fingerprint() -> None:
+    made = model("qwen3_moe")
+    assert made.memory().gpu is not None
+    assert made.memory().weights_resident in (0, None)
+    assert made.fingerprint == model("qwen3_moe", "cpu").fingerprint
+
+
+def test_copying_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int]] = []
+    made = load(tiny.checkpoint("qwen3_moe", FORM), device="cuda", progress=lambda *bytes_: told.append(bytes_))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] >= made.describe().nbytes
