@@ -6,6 +6,7 @@ Run as a program, without TRITON_INTERPRET: it prints a line for each kernel tha
 import sys
 from typing import Any
 
+import compile_decoder
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -69,9 +70,10 @@ def cases() -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
 
 def main(names: list[str]) -> None:
     for name in names:
-        for kernel, types, constants in cases():
+        for kernel, types, constants in [*cases(), *compile_decoder.cases()]:
             constants = {**constants, "EARLY": name == "hopper"}
-            signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+            kinds = {argument: kind for argument, kind in types.items() if argument not in constants}
+            signature = {argument: kinds.get(argument, "constexpr") for argument in kernel.arg_names}
             places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
             try:
                 source = ASTSource(fn=kernel, signature=signature, constexprs=places)

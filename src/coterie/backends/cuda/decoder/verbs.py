@@ -8,13 +8,14 @@ import torch
 
 from coterie.arrays import as_numpy
 from coterie.backends import cuda
-from coterie.backends.cuda.decoder import attention, elementwise, latent, products, weights
-from coterie.backends.cuda.decoder.products import Weight
+from coterie.backends.cuda.decoder import attention, elementwise, head_matrices, latent, weights
 from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker, StoreTraits
 from coterie.backends.cuda.decoder.steps import Compute, DeviceSteps, Records
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.launch import INTERPRETED
-from coterie.formats import Packed
+from coterie.backends.cuda.layer import run_experts
+from coterie.backends.cuda.linear import linears
+from coterie.backends.cuda.stacks import Weight
 from coterie.ops import RouteSpec, Routing
 
 _EXACT_PARTS = 2
@@ -66,7 +67,7 @@ class Verbs:
     def linears(
         self, x: torch.Tensor, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *, exact: bool = False
     ) -> list[torch.Tensor]:
-        return products.linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
+        return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
 
     @within_memory
     def attend_rows(
@@ -92,7 +93,8 @@ class Verbs:
 
     @within_memory
     def moe(self, x: torch.Tensor, routing: Routing, experts: Any) -> torch.Tensor:
-        return products.moe(x, routing, experts, parts=self._parts())
+        parts = self._parts()
+        return run_experts(x, routing.ids, routing.weights, experts, parts, torch.float32, alone=self._alone)
 
     def steps(self, compute: Compute, caches: Sequence[Any], frequencies: Mapping[Any, np.ndarray]) -> DeviceSteps:
         return DeviceSteps(compute, caches, frequencies, self.pass_rows, self._records, self._alone)
@@ -110,8 +112,7 @@ class Verbs:
         """Matrices by head in f32, the other way round if so, made once."""
         kept = self._by_head.get(id(matrix))
         if kept is None:
-            wide = products.dequantized(matrix) if isinstance(matrix, Packed) else matrix.float()
-            kept = self._by_head[id(matrix)] = (matrix, (wide.mT if transposed else wide).contiguous())
+            kept = self._by_head[id(matrix)] = (matrix, head_matrices.by_head(matrix, transposed=transposed))
         return kept[1]
 
 
