@@ -36,6 +36,11 @@ class Stack:
     excess: int
 
     @property
+    def bytes_each(self) -> float:
+        """Bytes of a weight, or of its code."""
+        return float(self.codes.element_size()) if self.mode == "plain" else self.bits / 8
+
+    @property
     def same_format(self) -> tuple[object, ...]:
         """What two stacks must share to go through one kernel together."""
         return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)

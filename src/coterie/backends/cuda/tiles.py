@@ -1,6 +1,8 @@
 """How large the pieces are that a program of a kernel takes, by the number of rows that an expert has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from coterie.backends.cuda.stacks import Stack
 
@@ -24,6 +26,8 @@ class Tile:
 _FEW_COLUMNS = 8
 """Columns of the smallest product of the matrix units."""
 
+_BFLOAT16_BYTES = 2
+
 
 def few_tile(parts: int) -> Tile:
     """The tile for single rows, whatever their number: each comes out with the bits that it has by itself."""
@@ -36,10 +40,20 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
     if columns <= 16:
-        return Tile(False, 64, 16 // parts, 4, 4)
-    if columns <= 48:
-        return Tile(False, 64, 32 // parts, 3, 4)
-    return Tile(False, 64, 64 // parts, 4, 4, 2)
+        tile = Tile(False, 64, 16 // parts, 4, 4)
+    elif columns <= 48:
+        tile = Tile(False, 64, 32 // parts, 3, 4)
+    else:
+        tile = Tile(False, 64, 64 // parts, 4, 4, 2)
+    return replace(tile, stages=min(tile.stages, _stages_that_fit(stack, tile, parts)))
+
+
+def _stages_that_fit(stack: Stack, tile: Tile, parts: int) -> int:
+    """How many copies may be under way, the one that is read included, in the shared memory that any GPU has: 64 KiB on
+    AMD's, 99 KiB on NVIDIA's.
+    """
+    copy = stack.group * (2 * tile.bn * stack.bytes_each + tile.rows * parts * _BFLOAT16_BYTES)
+    return 1 + int(((64 if torch.version.hip else 99) << 10) // copy)
 
 
 def batches_in_step(stack: Stack, tile: Tile) -> int:

@@ -51,15 +51,17 @@ def _lanes(low: str, high: str) -> tl.constexpr:
 def _float_lanes() -> tl.constexpr:
     """PTX: the values of the four E2M1 codes of each unit: sign, exponent and mantissa moved to their places in
     bfloat16, then times 2^126 for the difference of the exponents' biases, which is exact for subnormal codes too.
+    -0 is added to the product, because GPUs before Hopper have no instruction without a sum.
     """
     signs = ("shl.b32 s, $4, 12;", "shl.b32 s, $4, 8;", "shl.b32 s, $4, 4;", "mov.b32 s, $4;")
     magnitudes = ("shl.b32 m, $4, 6;", "shl.b32 m, $4, 2;", "shr.b32 m, $4, 2;", "shr.b32 m, $4, 6;")
     join = "and.b32 m, m, 0x01C001C0; lop3.b32 m, s, 0x80008000, m, 0xEA;"
     steps = [
-        f"{sign} {magnitude} {join} mul.bf16x2 ${place}, m, f;"
+        f"{sign} {magnitude} {join} fma.rn.bf16x2 ${place}, m, f, z;"
         for place, (sign, magnitude) in enumerate(zip(signs, magnitudes, strict=True))
     ]
-    return tl.constexpr("{ .reg .b32 s, m, f; mov.b32 f, 0x7E807E80; " + " ".join(steps) + " }")
+    constants = "mov.b32 f, 0x7E807E80; mov.b32 z, 0x80008000;"
+    return tl.constexpr("{ .reg .b32 s, m, f, z; " + constants + " " + " ".join(steps) + " }")
 
 
 _NIBBLES = _lanes("0x41804180", "0x41804180")

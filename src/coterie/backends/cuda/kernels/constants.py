@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.dot import dot
+from coterie.backends.cuda.launch import SPEAKS_PTX
 
 
 @triton.constexpr_function
@@ -19,7 +20,7 @@ def groups_together(n_groups):
 def _product_of_f32(a, b, acc, EXACT: tl.constexpr):
     """acc + a @ b of f32 tiles: to 16 digits of each, or, EXACT, to all of them."""
     if EXACT:
-        acc = tl.dot(a, b, acc, input_precision="tf32x3")
+        acc = tl.dot(a, b, acc, input_precision="tf32x3" if SPEAKS_PTX else "ieee")
     else:
         a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
         a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
