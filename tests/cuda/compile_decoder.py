@@ -40,21 +40,32 @@ _SIZES = {"UNIT": 44, "ID_BITS": 18, "BLOCK": 1024, "BLOCKS": 256}
 _DIGIT = {"IS_FIRST": False, "IS_SECOND": True, **_SIZES}
 
 
-def cases() -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
+def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """(kernel, the types of its arguments, its constants)."""
     shares = {**_HEADS, "q_turned": "*fp32", "mixed_parts": "*fp32", "state_parts": "*fp32", "window": "i32"}
     shares["scale"] = "fp32"
     tokens = {"q": "*bf16", "stores": "*i64", "sinks": "*fp32", "out": "*fp32", "scale": "fp32"}
     tokens |= dict.fromkeys(("sequence", "n_tokens", "start", "window"), "i32")
-    added = dict.fromkeys(norms.add_norms_kernel.arg_names, "*fp32") | {"size": "i32", "eps": "fp32"}
-    every = {f"HAS_{name}": True for name in ("BRANCH_NORM_0", "BRANCH_NORM_1", "AFTER", "SCALAR")}
+    added: dict[str, Any] = dict.fromkeys(("h", "after", "scalar", "out"), "*fp32")
+    added |= dict.fromkeys(("branch_norms", "weights", "befores", "normed", "sums"), ("*fp32", "*fp32"))
+    added |= {"branches": ("*fp32", "*bf16"), "ids": ("*fp32", "*i32"), "values": ("*bf16", "*bf16")}
+    added |= {"n_rows": "i32", "n_experts": "i32", "eps": "fp32"}
+    every = {
+        "SIZE": 2816,
+        "TOP_K": (0, 8),
+        "NORMS_OF": (True, True),
+        "HAS_AFTER": True,
+        "HAS_SCALAR": True,
+        "ARRANGED": ((0, 64, 4, 1, True), (1, 64, 2, 2, True)),
+        "BLOCK": 4096,
+    }
     normed = {"x": "*fp32", "weight": "*fp32", "out": "*fp32", "size": "i32", "x_stride": "i32", "eps": "fp32"}
     turned = {"x": "*fp32", "out": "*fp32", "cos": "*fp32", "sin": "*fp32"}
     turned |= dict.fromkeys(("n_heads", "x_token", "x_head"), "i32")
     shape = {name: _PLACE[name] for name in ("D", "N_PAIRS", "INTERLEAVED", "HEADS", "BLOCK_D")}
     return [
         (norms.rms_norm_kernel, normed, {"HAS_WEIGHT": True, "BLOCK": 2048}),
-        (norms.add_norms_kernel, added, {**every, "N_BRANCHES": 2, "N_BEFORES": 3, "BLOCK": 4096}),
+        (norms.add_norms_kernel, added, every),
         (heads.turn_heads_kernel, turned, shape),
         (heads.place_heads_kernel, {**_HEADS, "out": "*bf16"}, _PLACE),
         (attend_step.attend_shares_kernel, shares, _SHARES),
@@ -62,9 +73,9 @@ def cases() -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
         (
             attend_step.combine_shares_kernel,
             {"mixed_parts": "*fp32", "state_parts": "*fp32", "sinks": "*fp32", "positions": "*i64", "out": "*fp32",
-             "window": "i32"},
-            {"N_HEADS": 32, "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128, "N_SPLITS": 64, "SPLITS": 64,
-             "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128},
+             "values": ("*bf16",), "sums": ("*fp32",), "n_rows": "i32", "window": "i32"},
+            {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True),), "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128,
+             "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128},
         ),
         (attend.attend_tokens_kernel, tokens, _TOKENS),
         (

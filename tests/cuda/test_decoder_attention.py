@@ -94,7 +94,7 @@ class Comparison:
         for caches in (ours, theirs):
             for cache, count in zip(caches, counts, strict=True):
                 cache.length += count
-        difference = np.linalg.norm(found.cpu().numpy() - exact, axis=-1)
+        difference = np.linalg.norm(found.wide.cpu().numpy() - exact, axis=-1)
         return float((difference / np.linalg.norm(exact, axis=-1)).max())
 
     def rows(self, backend: Any, counts: Sequence[int], caches: list[Cache]) -> Any:
@@ -140,7 +140,7 @@ def test_a_row_of_a_step_has_the_bits_that_it_has_alone() -> None:
             out = attend_rows(backend, x[:, :width], new, spec, HeadWeights(None, None, None), rows, 0, 1e-6)
             for cache, n in zip(caches, counts, strict=True):
                 cache.length += n
-            made.append(out.cpu().numpy())
+            made.append(out.wide.cpu().numpy())
         return list(made[1])
 
     together = run([0, 1, 2])
@@ -158,4 +158,4 @@ def test_a_row_that_is_none_gives_zeros_and_writes_nothing() -> None:
     rows.stores.zero_()  # type: ignore[attr-defined]
     x = torch.ones((1, 64), device=backend.device)
     vectors = HeadWeights(None, None, None)
-    assert not attend_rows(backend, x, (x[:, :32], x[:, :32]), PLAIN, vectors, rows, 0, 1e-6).any()
+    assert not attend_rows(backend, x, (x[:, :32], x[:, :32]), PLAIN, vectors, rows, 0, 1e-6).wide.any()

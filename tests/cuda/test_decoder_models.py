@@ -86,7 +86,7 @@ def quick_products(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from cuda import plain_products
 
     if device == "cpu":
-        for name in ("linears", "run_experts"):
+        for name in ("linears", "run_slots", "run_dense"):
             monkeypatch.setattr(sys.modules[Verbs.__module__], name, getattr(plain_products, name))
 
 

@@ -70,9 +70,82 @@ def test_branches_join_the_residual_stream(rng: np.random.Generator, device: str
 
     found, normed = add(verbs(), lambda x: on_device(x, device))
     exact, exactly_normed = add(PLAIN, lambda x: None if x is None else x.astype(np.float64))
-    for ours, theirs in zip((found, *normed), (exact, *exactly_normed), strict=True):
+    for ours, theirs in zip((found, *(x.wide for x in normed)), (exact, *exactly_normed), strict=True):
         assert_close(ours.cpu().numpy(), theirs, bound("float32", size, size, size))
     assert len(normed) == n_befores
+
+
+def test_rows_that_come_in_the_order_of_codes_give_the_bits_of_those_that_are_brought_into_it(
+    rng: np.random.Generator, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import products
+    from coterie.backends.cuda.decoder import verbs
+    from coterie.backends.cuda.decoder.weights import adopt
+
+    backend, size = verbs(), 192
+    stored = {}
+    for bits in (4, 8):
+        packed = codec.quantize(normal(rng, 24, size), Format.resolve("affine", bits, 64))
+        stored[f"{bits}"] = Packed(*packed, bits=bits, group_size=64)  # type: ignore[arg-type]
+    four, eight = adopt(stored, torch.device(device)).values()
+    h, y, norm = (on_device(normal(rng, *shape), device) for shape in ((3, size), (3, size), (size,)))
+
+    def run() -> list[np.ndarray]:
+        _, (x,) = backend.add_norms(h, [(y, None)], None, None, [norm], EPS)
+        found = [*backend.linears(x, (four, eight), (None, None)), backend.linear(x, four, exact=True)]
+        return [product.cpu().numpy() for product in found]
+
+    def nobody(*_: Any) -> Any:
+        raise AssertionError("rows that were wished for had to be arranged")
+
+    first = run()
+    monkeypatch.setattr(products, "_prepare", nobody)
+    for before, after in zip(first, run(), strict=True):
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (4, 8)])
+@pytest.mark.parametrize("n_rows", [1, 11])
+def test_a_dense_layer(rng: np.random.Generator, device: str, n_rows: int, bits: tuple[int, int]) -> None:
+    from coterie.backends.cuda.decoder import verbs
+    from coterie.backends.cuda.decoder.weights import adopt
+
+    stored = {}
+    for name, n, shape in zip("gud", (*bits, 4), ((64, 128), (64, 128), (32, 64)), strict=True):
+        packed = codec.quantize(normal(rng, *shape) * shape[1] ** -0.5, Format.resolve("affine", n, 64))
+        stored[name] = Packed(*packed, bits=n, group_size=64)  # type: ignore[arg-type]
+    there, x = adopt(stored, torch.device(device)), normal(rng, n_rows, 128)
+    exact = launches.mlp(PLAIN, x.astype(np.float64), *stored.values(), "silu")  # type: ignore[arg-type]
+    for backend in (verbs("exact"), verbs("exact").row_by_row):
+        found = backend.mlp(on_device(x, device), *there.values(), "silu")
+        # Two parts of bf16 keep 16 bits of an activation, before either matrix.
+        assert_close(found.cpu().numpy(), exact, bound("float32", 128, 64) + 2 * 2.0**-16)
+        alone = backend.mlp(on_device(x[:1], device), *there.values(), "silu")
+    assert np.array_equal(alone.cpu().numpy(), found[:1].cpu().numpy())
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_outputs_of_experts_are_weighed_and_summed_where_they_join(
+    rng: np.random.Generator, device: str, top_k: int
+) -> None:
+    from coterie.backends.cuda.decoder import verbs
+    from coterie.backends.cuda.layer import SlotOutputs
+
+    n_rows, size = 4, 96
+    h, dense = normal(rng, n_rows, size), normal(rng, n_rows, size)
+    values, weights = normal(rng, n_rows * top_k, size), normal(rng, n_rows, top_k)
+    ids = rng.integers(0, 5, n_rows * top_k).astype(np.int32)
+    weights[1, 0], values[top_k] = 1e-12, np.nan
+    ids[0], values[0] = 7, np.inf
+    used = (ids < 5).reshape(weights.shape) & (np.abs(weights) >= 1e-10)
+    exact = np.where(
+        used[..., None], weights[..., None] * np.nan_to_num(values, posinf=0).reshape(n_rows, top_k, size), 0
+    )
+    slots = SlotOutputs(*(on_device(array, device) for array in (values, ids, weights)), 5)  # type: ignore[arg-type]
+    for other in ([], [(on_device(dense, device), None)]):
+        found, _ = verbs().add_norms(on_device(h, device), [(slots, None), *other], None, None, [], EPS)
+        expected = h.astype(np.float64) + exact.sum(1) + (dense if other else 0)
+        assert_close(found.cpu().numpy(), expected, bound("float32", top_k + 2))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

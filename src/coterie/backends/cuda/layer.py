@@ -3,18 +3,20 @@
 activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 
 from coterie.backends.cuda.activations import glu
+from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
-from coterie.backends.cuda.stacks import Stack, stack_of
-from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
+from coterie.backends.cuda.stacks import Stack, Weight, stack_of
+from coterie.backends.cuda.tiles import FEW_ROWS, Tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
@@ -37,13 +39,32 @@ def parts_of(x: torch.Tensor) -> int:
     return 1 if x.dtype == torch.bfloat16 else 2
 
 
-def run_experts(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
-    *, alone: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`.
+@dataclass(frozen=True, slots=True)
+class SlotOutputs:
+    """What tokens' experts give before it is weighted and summed: values [T * k, H], ids int32 [T * k], weights [T, k].
 
-    alone: each row comes out with the bits that it has in a call of its own.
+    Slots whose id is no expert's have no values.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    n_experts: int
+
+
+def run_experts(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`."""
+    return _sum_slots(run_slots(x, ids, weights, experts, parts, dtype if parts == 1 else torch.float32), dtype)
+
+
+def run_slots(
+    x: torch.Tensor | Arranged, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
+    *, alone: bool = False,
+) -> SlotOutputs:  # fmt: skip
+    """`run_experts` without its last step, outputs in `dtype`. alone: each row comes out with the bits that it has in a
+    call of its own.
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
@@ -52,31 +73,43 @@ def run_experts(
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
-    hidden = _hidden(x, rows, slots, gate, down, experts, tile)
-    values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype if parts == 1 else torch.float32)
-    return _sum_slots(values, chosen, weights, gate.n_experts, dtype)
-
-
-def _hidden(x: torch.Tensor, rows: Rows, slots: Slots, gate: Stack, down: Stack, experts: Any, tile: Tile) -> Rows:
-    """The gated hidden values of every slot, for products with `down`."""
     up = None if experts.up is None else stack_of(experts.up)
-    biases = (experts.gate_bias, experts.up_bias)
+    hidden = _hidden(x, rows, slots, gate, up, (experts.gate_bias, experts.up_bias), experts.activation, down, tile)
+    values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype)
+    return SlotOutputs(values, chosen, weights, gate.n_experts)
+
+
+def run_dense(
+    x: torch.Tensor | Arranged, gate: Weight, up: Weight, down: Weight, activation: str, parts: int,
+    *, alone: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
+    stack, second, last = (stack_of(weight) for weight in (gate, up, down))
+    tile = few_tile(parts) if alone or len(x) <= FEW_ROWS else tile_for(stack, len(x), parts)
+    rows = prepare(x, stack, parts, tile)
+    hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile)
+    return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32)
+
+
+def _hidden(
+    x: torch.Tensor | Arranged, rows: Rows, slots: Slots, gate: Stack, up: Stack | None,
+    biases: tuple[torch.Tensor | None, torch.Tensor | None], activation: str, down: Stack, tile: Tile,
+) -> Rows:  # fmt: skip
+    """The gated hidden values of every slot, for products with `down`."""
     if up is None or up.same_format == gate.same_format:
-        return gate_and_up(rows, slots, gate, up, biases, experts.activation, down, rows.parts, tile)
+        return gate_and_up(rows, slots, gate, up, biases, activation, down, rows.parts, tile)
     gates = multiply(rows, slots, gate, biases[0], tile, torch.float32)
     ups = multiply(prepare(x, up, rows.parts, tile), slots, up, biases[1], tile, torch.float32)
-    return prepare(glu(gates, ups, experts.activation), down, rows.parts, tile)
+    return prepare(glu(gates, ups, activation), down, rows.parts, tile)
 
 
-def _sum_slots(
-    values: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, n_experts: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Each token's weighted sum [T, H] of values [T * top_k, H]."""
-    (n_tokens, top_k), n_columns = weights.shape, values.shape[1]
-    out = torch.empty((n_tokens, n_columns), dtype=dtype, device=values.device)
+def _sum_slots(slots: SlotOutputs, dtype: torch.dtype) -> torch.Tensor:
+    """Each token's weighted sum [T, H]."""
+    (n_tokens, top_k), n_columns = slots.weights.shape, slots.values.shape[1]
+    out = torch.empty((n_tokens, n_columns), dtype=dtype, device=slots.values.device)
     with on_device_of(out):
         sum_slots_kernel[(n_tokens, triton.cdiv(n_columns, _SUM_BLOCK))](
-            values, ids, weights, out, n_experts, top_k, n_columns,
+            slots.values, slots.ids, slots.weights, out, slots.n_experts, top_k, n_columns,
             triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out),
         )  # fmt: skip
     return out

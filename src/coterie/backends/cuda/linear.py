@@ -6,20 +6,19 @@ from itertools import groupby
 import torch
 import triton
 
+from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.kernels.linear import linear_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, multiply, prepare
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import batches_in_step, few_tile, tile_for
+from coterie.backends.cuda.tiles import FEW_ROWS, batches_in_step, few_tile, tile_for
 
 _TOGETHER = 3
 """Matrices that one launch takes."""
 
-_FEW_ROWS = 8
-
 
 def linears(
-    x: torch.Tensor, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
+    x: torch.Tensor | Arranged, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
     parts: int, alone: bool = False, dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:  # fmt: skip
     """x [T, K] times the transpose of each weight [N, K], plus its bias f32 [N]: a list of [T, N] in `dtype`.
@@ -28,7 +27,7 @@ def linears(
     calls of their own; few rows do in any case.
     """
     stacks = [stack_of(weight) for weight in weights]
-    few = alone or len(x) <= _FEW_ROWS
+    few = alone or len(x) <= FEW_ROWS
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool], Rows] = {}
     order = sorted(range(len(stacks)), key=lambda index: str(stacks[index].same_format))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
+from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
 from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_kernel
@@ -75,13 +76,22 @@ class Slots:
         return replace(self, top_k=1)
 
 
-def prepare(x: torch.Tensor, stack: Stack, parts: int, tile: Tile) -> Rows:
+def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows:
     """Rows x [n, K] for products with `stack` by the kernel of `tile`."""
-    return _prepare(x, stack, parts, tile, None)[0]
+    found, wide = _looked_for(x, stack, parts)
+    return _prepare(wide, stack, parts, tile, None)[0] if found is None else found
+
+
+def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int) -> tuple[Rows | None, torch.Tensor]:
+    """The rows, if whoever made them has brought them into order already; and in the order in which they count."""
+    if not isinstance(x, Arranged):
+        return None, x
+    made = x.find(Arrangement.of(stack, parts))
+    return None if made is None else Rows(made.values, made.sums, stack.group), x.wide
 
 
 def prepare_and_group(
-    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
+    x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
 ) -> tuple[Rows, Slots]:
     """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of the tile's rows."""
     if stack.n_experts > _MOST_EXPERTS or ids.numel() * stack.n_experts > _MOST_LOOKS:
@@ -94,7 +104,8 @@ def prepare_and_group(
             )  # fmt: skip
         sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
         return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
-    rows, slots = _prepare(x, stack, parts, tile, ids)
+    found, wide = _looked_for(x, stack, parts)
+    rows, slots = _prepare(wide, stack, parts, tile, ids, found)
     assert slots is not None
     return rows, Slots(ids.numel(), top_k, "sorted", *slots)
 
@@ -105,11 +116,14 @@ def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> to
 
 
 def _prepare(
-    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None
+    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None, found: Rows | None = None
 ) -> tuple[Rows, tuple[torch.Tensor, ...] | None]:
-    n, k = x.shape
-    values = torch.empty((parts, n, k), dtype=torch.bfloat16, device=x.device)
-    sums = torch.empty((parts, n, k // stack.group if stack.has_sums else 0), dtype=torch.float32, device=x.device)
+    """The rows and the slots of `ids`; the slots alone where the rows were `found`."""
+    n, k = x.shape if found is None else (0, x.shape[1])
+    if found is None:
+        made = Made.empty(Arrangement.of(stack, parts), n, k, x.device)
+        found = Rows(made.values, made.sums, stack.group)
+    values, sums = found.values, found.sums
     slots: tuple[torch.Tensor, ...] | None = None
     n_slots, n_experts, experts = 0, 0, 0
     if ids is not None:
@@ -127,7 +141,7 @@ def _prepare(
             k, stack.group, stack.per_unit, parts, stack.has_sums, n_groups, tile.rows, experts, block,
             **early(x), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
-    return Rows(values, sums, stack.group), slots
+    return found, slots
 
 
 def multiply(

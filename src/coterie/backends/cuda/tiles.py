@@ -23,6 +23,9 @@ class Tile:
     alone: int = 1
 
 
+FEW_ROWS = 8
+"""Rows up to which whole matrices take the tile for single rows."""
+
 _FEW_COLUMNS = 8
 """Columns of the smallest product of the matrix units."""
 

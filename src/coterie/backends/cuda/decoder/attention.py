@@ -1,5 +1,6 @@
 """Attention from projections to mixed values: two launches, whether for a step or for a part of a prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.arranged import Arranged, Arrangement, Made, Wishes
 from coterie.backends.cuda.decoder.elementwise import rms_norm
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import StepShape, step_shape, tokens_shape
@@ -68,10 +70,16 @@ class Projected:
         }
 
 
-def attend_rows(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
+def attend_rows(
+    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wishes: Wishes
+) -> Arranged:
     """Mixed values f32 [T, heads * D]; keys and values join the stores."""
-    attend = _step if rows.is_step else _tokens
-    return attend(projected, sinks, rows, layer).view(len(projected.queries), -1)
+    place = ("attention", layer)
+    if rows.is_step:
+        mixed, made = _step(projected, sinks, rows, layer, wishes.at(place))
+    else:
+        mixed, made = _tokens(projected, sinks, rows, layer), ()
+    return Arranged(mixed.view(len(mixed), -1), made, wishes, place)
 
 
 def projected_rows(
@@ -88,7 +96,9 @@ def projected_rows(
     return Projected(queries, keys, values, query_norm, key_norm, spec, eps, dtype)
 
 
-def _step(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
+def _step(
+    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wished: Sequence[Arrangement]
+) -> tuple[torch.Tensor, tuple[Made, ...]]:
     spec, n_rows = projected.spec, len(projected.queries)
     group = spec.n_heads // spec.n_kv_heads
     shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype)
@@ -101,7 +111,7 @@ def _step(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, la
             HAS_WINDOW=spec.window is not None, LATENT=False, N_SPLITS=shape.n_splits, BLOCK_N=shape.n_keys,
             BLOCK_TURNED=1, num_warps=shape.warps, **projected.options, **early(projected.queries),
         )  # fmt: skip
-    return shares.combined(sinks)
+    return shares.combined(sinks, wished)
 
 
 def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
@@ -164,16 +174,23 @@ class Shares:
         self.states = torch.empty((n_rows, n_heads, shape.n_splits, 2), dtype=torch.float32, device=device)
         self._n_keys, self._window, self._positions = shape.n_keys, window, positions
 
-    def combined(self, sinks: torch.Tensor | None) -> torch.Tensor:
-        """f32 [rows, heads, D]."""
+    def combined(
+        self, sinks: torch.Tensor | None, wished: Sequence[Arrangement] = ()
+    ) -> tuple[torch.Tensor, tuple[Made, ...]]:
+        """f32 [rows, heads, D], and in those of the wished orders whose groups do not reach from head to head."""
         n_rows, n_heads, n_splits, dim = self.mixed.shape
+        made = tuple(
+            Made.empty(wish, n_rows, n_heads * dim, self.mixed.device) for wish in wished if dim % wish.group == 0
+        )
         block, splits = triton.next_power_of_2(dim), triton.next_power_of_2(n_splits)
         out = torch.empty((n_rows, n_heads, dim), dtype=torch.float32, device=self.mixed.device)
         with on_device_of(out):
             combine_shares_kernel[(n_heads, n_rows)](
-                self.mixed, self.states, sinks, self._positions, out, self._window or 0, N_HEADS=n_heads,
+                self.mixed, self.states, sinks, self._positions, out, tuple(one.values for one in made),
+                tuple(one.sums for one in made), n_rows, self._window or 0, N_HEADS=n_heads,
+                ARRANGED=tuple(tuple(one.arrangement) for one in made),
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
                 num_warps=4, **early(out),
             )  # fmt: skip
-        return out
+        return out, made

@@ -1,13 +1,16 @@
 """RMS norm, norms between a layer's branches, rotary embedding, limits and soft caps, in f32."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import triton
 
+from coterie.backends.cuda.arranged import Arranged, Made, Wishes
 from coterie.backends.cuda.kernels.heads import turn_heads_kernel
 from coterie.backends.cuda.kernels.norms import add_norms_kernel, rms_norm_kernel
 from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.layer import SlotOutputs
 
 _HEADS = 8
 """Heads of a token that are turned together."""
@@ -26,30 +29,47 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
     return out
 
 
+Branch: TypeAlias = torch.Tensor | SlotOutputs
+
+
 def add_norms(
     h: torch.Tensor,
-    branches: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    branches: Sequence[tuple[Branch, torch.Tensor | None]],
     after: torch.Tensor | None,
     scalar: torch.Tensor | None,
     befores: Sequence[torch.Tensor],
     eps: float,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    size = h.shape[-1]
-    (first, first_norm), (second, second_norm) = (*branches, (None, None))[:2]
-    out, *normed = torch.empty((1 + len(befores), *h.shape), dtype=torch.float32, device=h.device)
-    missing = [None] * (3 - len(befores))
+    wishes: Wishes,
+) -> tuple[torch.Tensor, list[Arranged]]:
+    """`coterie.models.launches.add_norms`; the norms are made in the orders that were wished for, weight by weight."""
+    n_rows, size = h.shape
+    outputs = [branch if isinstance(branch, SlotOutputs) else None for branch, _ in branches]
+    out, *normed = torch.empty((1 + len(befores), n_rows, size), dtype=torch.float32, device=h.device)
+    places = [weight.data_ptr() for weight in befores]
+    made = [[Made.empty(wish, n_rows, size, h.device) for wish in wishes.at(place)] for place in places]
+    flat = [(norm, one) for norm, some in enumerate(made) for one in some]
+    n_experts = max((slots.n_experts for slots in outputs if slots is not None), default=0)
     with on_device_of(h):
-        add_norms_kernel[(len(h),)](
-            h, first, second, first_norm, second_norm, after, scalar, out, *befores, *missing, *normed, *missing, size,
-            float(eps), N_BRANCHES=len(branches), HAS_BRANCH_NORM_0=first_norm is not None,
-            HAS_BRANCH_NORM_1=second_norm is not None, HAS_AFTER=after is not None, HAS_SCALAR=scalar is not None,
-            N_BEFORES=len(befores), BLOCK=triton.next_power_of_2(size), num_warps=_warps(size), **early(h),
+        add_norms_kernel[(n_rows,)](
+            h,
+            tuple(branch.values if isinstance(branch, SlotOutputs) else branch for branch, _ in branches),
+            tuple(h if weight is None else weight for _, weight in branches),
+            tuple(h if slots is None else slots.ids for slots in outputs),
+            tuple(h if slots is None else slots.weights for slots in outputs),
+            after, scalar, out, tuple(befores), tuple(normed), tuple(one.values for _, one in flat),
+            tuple(one.sums for _, one in flat), n_rows, n_experts, float(eps), SIZE=size,
+            TOP_K=tuple(0 if slots is None else slots.weights.shape[1] for slots in outputs),
+            NORMS_OF=tuple(weight is not None for _, weight in branches), HAS_AFTER=after is not None,
+            HAS_SCALAR=scalar is not None, ARRANGED=tuple((norm, *one.arrangement) for norm, one in flat),
+            BLOCK=triton.next_power_of_2(size), num_warps=_warps(size), **early(h),
         )  # fmt: skip
-    return out, normed
+    return out, [
+        Arranged(wide, tuple(some), wishes, place) for wide, some, place in zip(normed, made, places, strict=True)
+    ]
 
 
 def _warps(size: int) -> int:
-    return 4 if size <= 1024 else 8 if size <= 4096 else 16
+    return 4 if size <= 1024 else 8 if size <= 2048 else 16
 
 
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:

@@ -8,18 +8,23 @@ import torch
 
 from coterie.arrays import as_numpy
 from coterie.backends import cuda
+from coterie.backends.cuda.arranged import Arranged, Wishes
 from coterie.backends.cuda.decoder import attention, elementwise, head_matrices, latent, weights
 from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker, StoreTraits
 from coterie.backends.cuda.decoder.steps import Compute, DeviceSteps, Records
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.launch import INTERPRETED
-from coterie.backends.cuda.layer import run_experts
+from coterie.backends.cuda.layer import SlotOutputs, run_dense, run_slots
 from coterie.backends.cuda.linear import linears
 from coterie.backends.cuda.stacks import Weight
 from coterie.ops import RouteSpec, Routing
 
 _EXACT_PARTS = 2
 """Numbers of bf16 that an activation is the sum of where it is not rounded to one: 16 of the 24 digits of f32."""
+
+_FEW = 64
+"""Rows up to which what experts give is kept in f32: with more it would cost more to write and read than it is worth.
+"""
 
 _CHUNK = 4096
 """Tokens of a prompt that pass together: so many that each expert has rows enough for the matrix units."""
@@ -28,7 +33,6 @@ _CHUNK = 4096
 class Verbs:
     """precision: "default" rounds what matrices and attention multiply to bf16; "exact" computes in f32."""
 
-    add_norms = staticmethod(elementwise.add_norms)
     clip = staticmethod(elementwise.clip)
     embed = staticmethod(weights.embed)
     glu = staticmethod(cuda.glu)
@@ -44,7 +48,7 @@ class Verbs:
         self.dtype = torch.float32 if precision == "exact" else torch.bfloat16
         self.pass_rows = RowMaker(self.device, self.dtype)
         self.store_traits = StoreTraits(_CHUNK, self.dtype.itemsize, lambda: weights.free_memory(self.device))
-        self._records = Records()
+        self._records, self._wishes = Records(), Wishes()
         self._by_head: dict[int, tuple[Any, torch.Tensor]] = {}
 
     @property
@@ -60,22 +64,27 @@ class Verbs:
         """Bytes that tensors take on the device."""
         return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
 
-    def linear(self, x: torch.Tensor, weight: Weight, *, exact: bool = False) -> torch.Tensor:
+    def linear(self, x: torch.Tensor | Arranged, weight: Weight, *, exact: bool = False) -> torch.Tensor:
         return self.linears(x, (weight,), (None,), exact=exact)[0]
 
     @within_memory
     def linears(
-        self, x: torch.Tensor, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *, exact: bool = False
-    ) -> list[torch.Tensor]:
+        self,
+        x: torch.Tensor | Arranged,
+        matrices: Sequence[Weight],
+        biases: Sequence[torch.Tensor | None],
+        *,
+        exact: bool = False,
+    ) -> list[torch.Tensor]:  # fmt: skip
         return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
 
     @within_memory
     def attend_rows(
         self, queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any,
         rows: DeviceRows, layer: int, eps: float,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> Arranged:  # fmt: skip
         projected = attention.projected_rows(queries, new, spec, vectors, eps, self.dtype)
-        return attention.attend_rows(projected, vectors.sinks, rows, layer)
+        return attention.attend_rows(projected, vectors.sinks, rows, layer, self._wishes)
 
     @within_memory
     def attend_latent_rows(
@@ -92,9 +101,22 @@ class Verbs:
         return Routing(ids, chosen, logits.shape[-1])
 
     @within_memory
-    def moe(self, x: torch.Tensor, routing: Routing, experts: Any) -> torch.Tensor:
-        parts = self._parts()
-        return run_experts(x, routing.ids, routing.weights, experts, parts, torch.float32, alone=self._alone)
+    def moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs:
+        """The outputs of the experts, which `add_norms` weighs and sums."""
+        is_wide = self.precision == "exact" or self._alone or len(x) <= _FEW
+        dtype = torch.float32 if is_wide else torch.bfloat16
+        return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone)
+
+    @within_memory
+    def mlp(self, x: torch.Tensor | Arranged, gate: Weight, up: Weight, down: Weight, activation: str) -> torch.Tensor:
+        return run_dense(x, gate, up, down, activation, self._parts(), alone=self._alone)
+
+    @within_memory
+    def add_norms(
+        self, h: torch.Tensor, branches: Sequence[tuple[Any, torch.Tensor | None]], after: torch.Tensor | None,
+        scalar: torch.Tensor | None, befores: Sequence[torch.Tensor], eps: float,
+    ) -> tuple[torch.Tensor, list[Arranged]]:  # fmt: skip
+        return elementwise.add_norms(h, branches, after, scalar, befores, eps, self._wishes)
 
     def steps(self, compute: Compute, caches: Sequence[Any], frequencies: Mapping[Any, np.ndarray]) -> DeviceSteps:
         return DeviceSteps(compute, caches, frequencies, self.pass_rows, self._records, self._alone)

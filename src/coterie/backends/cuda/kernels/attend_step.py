@@ -10,6 +10,7 @@ import triton.language as tl
 
 from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
 from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, head_line, head_tile, store_of
+from coterie.backends.cuda.kernels.norms import arrange_row
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -137,12 +138,16 @@ def attend_shares_kernel(
 
 @triton.jit
 def combine_shares_kernel(
-    mixed_parts, state_parts, sinks, positions, out, window,
-    N_HEADS: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,
+    mixed_parts, state_parts, sinks, positions, out, values, sums, n_rows, window,
+    N_HEADS: tl.constexpr, ARRANGED: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,
     N_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Program: a head of a row. out f32 [rows, N_HEADS, D]; zeros for a row whose position is negative."""
+    """Program: a head of a row. out f32 [rows, N_HEADS, D]; zeros for a row whose position is negative.
+
+    ARRANGED: (group, codes in a unit, parts, whether with sums) for each of `values` and `sums`, where the row goes in
+    the order of codes.
+    """
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     position = tl.load(positions + row).to(tl.int32)
     _, _, n_used = share_of(0, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
@@ -151,10 +156,6 @@ def combine_shares_kernel(
     part = (row * N_HEADS + head) * N_SPLITS
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    place = out + (row * N_HEADS + head) * D + columns
-    if position < 0:
-        tl.store(place, tl.zeros((BLOCK_D,), tl.float32), mask=inside)
-        return
     splits = tl.arange(0, SPLITS)
     highest = tl.load(state_parts + (part + splits) * 2, mask=splits < n_used, other=LOWEST)
     totals = tl.load(state_parts + (part + splits) * 2 + 1, mask=splits < n_used, other=0.0)
@@ -174,4 +175,10 @@ def combine_shares_kernel(
             mixed_parts + (part + some)[:, None] * D + columns[None, :], mask=used[:, None] & inside[None, :], other=0.0
         )
         mixed += tl.sum(weights[:, None] * tile, 0)
-    tl.store(place, mixed / total, mask=inside)
+    mixed /= tl.where(position < 0, 1.0, total)
+    tl.store(out + (row * N_HEADS + head) * D + columns, mixed, mask=inside)
+    for index in tl.static_range(len(ARRANGED)):
+        arrange_row(
+            mixed, values[index], sums[index], head * D, row, n_rows, D, ARRANGED[index][0], ARRANGED[index][1],
+            ARRANGED[index][2], ARRANGED[index][3], N_HEADS * D, BLOCK_D,
+        )  # fmt: skip

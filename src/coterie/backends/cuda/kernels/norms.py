@@ -1,26 +1,23 @@
 """RMS norm (Zhang and Sennrich, 2019) of rows, alone or between the branches of a layer and the residual stream.
 
 A program has a whole row in its registers, so every number is read once; the norms' weights are there before the row.
+What matrices meet next leaves in the order of their codes as well.
 """
 
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.kernels.prepare import group_sums
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
+from coterie.ops.combine import SKIPPED_BELOW
+
+_SKIPPED_BELOW = tl.constexpr(SKIPPED_BELOW)
 
 
 @triton.jit
 def norm_factor(x, size, eps):
     """1 / sqrt(mean(x^2) + eps) of a row whose places beyond `size` are 0."""
-    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), size.to(tl.float32)) + eps))
-
-
-@triton.jit
-def vector(weight, columns, inside, WANTED: tl.constexpr):
-    """A vector of weights, or zeros where there is none."""
-    if WANTED:
-        return tl.load(weight + columns, mask=inside, other=0.0)
-    return tl.zeros_like(columns).to(tl.float32)
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), size * 1.0) + eps))
 
 
 @triton.jit
@@ -31,7 +28,8 @@ def rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
-    scale = vector(weight, columns, inside, HAS_WEIGHT)
+    if HAS_WEIGHT:
+        scale = tl.load(weight + columns, mask=inside, other=0.0)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     values = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
@@ -42,64 +40,104 @@ def rms_norm_kernel(
 
 
 @triton.jit
+def vector(weights, index: tl.constexpr, columns, inside, WANTED: tl.constexpr):
+    """The vector at a place of a tuple; of no use where none is wanted."""
+    if WANTED:
+        return tl.load(weights[index] + columns, mask=inside, other=0.0)
+    return tl.zeros_like(columns).to(tl.float32)
+
+
+@triton.jit
+def branch_row(values, ids, weights, n_experts, row, columns, inside, SIZE: tl.constexpr, TOP_K: tl.constexpr):
+    """A row of a branch [rows, SIZE], or the weighted sum of its TOP_K slots of [rows * TOP_K, SIZE], in f32.
+
+    Slots of tiny weights, and those whose id is no expert's, are left out: nothing of theirs is read.
+    """
+    if TOP_K == 0:
+        return tl.load(values + row * SIZE + columns, mask=inside, other=0.0)
+    total = tl.zeros_like(columns).to(tl.float32)
+    for slot in tl.static_range(TOP_K):
+        place = row * TOP_K + slot
+        expert, weight = tl.load(ids + place), tl.load(weights + place)
+        used = (expert >= 0) & (expert < n_experts) & (tl.abs(weight) >= _SKIPPED_BELOW)
+        value = tl.load(values + place * SIZE + columns, mask=columns < tl.where(used, SIZE, 0), other=0.0)
+        total += tl.where(used, weight, 0.0) * value.to(tl.float32)
+    return total
+
+
+@triton.jit
+def arrange_row(
+    x, values, sums, place, row, n_rows, SIZE: tl.constexpr, GROUP: tl.constexpr, PER_UNIT: tl.constexpr,
+    PARTS: tl.constexpr, SUMS: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """SIZE numbers x [BLOCK] of a row, from `place` on among its WHOLE, as PARTS bfloat16 numbers each in the order of
+    codes: values [PARTS, n_rows, WHOLE]; and the sums of their groups [PARTS, n_rows, WHOLE / GROUP].
+    """
+    columns, groups = tl.arange(0, BLOCK), tl.arange(0, BLOCK // GROUP)
+    for part in tl.static_range(PARTS):
+        number = x.to(tl.bfloat16)
+        x -= number.to(tl.float32)
+        line = part * n_rows + row
+        ordered = number
+        if PER_UNIT > 1:
+            units = tl.reshape(number, (BLOCK // GROUP, GROUP // PER_UNIT, PER_UNIT))
+            ordered = tl.reshape(tl.permute(units, (0, 2, 1)), (BLOCK,))
+        tl.store(values + line * WHOLE + place + columns, ordered, mask=columns < SIZE)
+        if SUMS:
+            total = group_sums(number, BLOCK // GROUP, GROUP)
+            target = sums + line * (WHOLE // GROUP) + place // GROUP + groups
+            tl.store(target, total, mask=groups < SIZE // GROUP)
+
+
+@triton.jit
 def add_norms_kernel(
-    h,
-    branch_0,
-    branch_1,
-    branch_norm_0,
-    branch_norm_1,
-    after,
-    scalar,
-    out,
-    before_0,
-    before_1,
-    before_2,
-    normed_0,
-    normed_1,
-    normed_2,
-    size,
-    eps,
-    N_BRANCHES: tl.constexpr,
-    HAS_BRANCH_NORM_0: tl.constexpr,
-    HAS_BRANCH_NORM_1: tl.constexpr,
-    HAS_AFTER: tl.constexpr,
-    HAS_SCALAR: tl.constexpr,
-    N_BEFORES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """Program: one row. out = (h + after(sum of the normed branches)) * scalar, and the norms of out that follow it."""
+    h, branches, branch_norms, ids, weights, after, scalar, out, befores, normed, values, sums, n_rows, n_experts, eps,
+    SIZE: tl.constexpr, TOP_K: tl.constexpr, NORMS_OF: tl.constexpr, HAS_AFTER: tl.constexpr, HAS_SCALAR: tl.constexpr,
+    ARRANGED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Program: one row. out = (h + after(sum of the branches)) * scalar, and the norms of out that follow it.
+
+    branches: one or two; TOP_K is 0 for each that is [rows, SIZE], else the number of slots that are weighted and
+    summed first. NORMS_OF: which branches have a norm, in branch_norms in this order. befores: the weights of the norms
+    of out, `normed` where they go. ARRANGED: (which norm, group, codes in a unit, parts, whether with sums) for each of
+    `values` and `sums`, where norms go in the order of codes.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    inside = columns < size
-    place = row * size + columns
-    branch_scale_0 = vector(branch_norm_0, columns, inside, HAS_BRANCH_NORM_0)
-    branch_scale_1 = vector(branch_norm_1, columns, inside, HAS_BRANCH_NORM_1)
-    after_scale = vector(after, columns, inside, HAS_AFTER)
-    scale_0 = vector(before_0, columns, inside, N_BEFORES > 0)
-    scale_1 = vector(before_1, columns, inside, N_BEFORES > 1)
-    scale_2 = vector(before_2, columns, inside, N_BEFORES > 2)
+    inside = columns < SIZE
+    place = row * SIZE + columns
+    # All weights are fetched together and at first: each would otherwise be waited for by itself.
+    branch_scale_0 = vector(branch_norms, 0, columns, inside, NORMS_OF[0])
+    branch_scale_1 = vector(branch_norms, len(branches) - 1, columns, inside, NORMS_OF[len(branches) - 1])
+    after_scale = vector((after,), 0, columns, inside, HAS_AFTER)
+    scale_0 = vector(befores, 0, columns, inside, len(befores) > 0)
+    scale_1 = vector(befores, 1, columns, inside, len(befores) > 1)
+    scale_2 = vector(befores, 2, columns, inside, len(befores) > 2)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     stream = tl.load(h + place, mask=inside, other=0.0)
-    y = tl.load(branch_0 + place, mask=inside, other=0.0)
-    if HAS_BRANCH_NORM_0:
-        y = y * norm_factor(y, size, eps) * branch_scale_0
-    if N_BRANCHES == 2:
-        other = tl.load(branch_1 + place, mask=inside, other=0.0)
-        if HAS_BRANCH_NORM_1:
-            other = other * norm_factor(other, size, eps) * branch_scale_1
-        y += other
+    y = tl.zeros_like(stream)
+    for branch in tl.static_range(len(branches)):
+        part = branch_row(
+            branches[branch], ids[branch], weights[branch], n_experts, row, columns, inside, SIZE, TOP_K[branch]
+        )
+        if NORMS_OF[branch]:
+            part = part * norm_factor(part, SIZE, eps) * (branch_scale_0 if branch == 0 else branch_scale_1)
+        y += part
     if HAS_AFTER:
-        y = y * norm_factor(y, size, eps) * after_scale
+        y = y * norm_factor(y, SIZE, eps) * after_scale
     y += stream
     if HAS_SCALAR:
         y *= tl.load(scalar)
     tl.store(out + place, y, mask=inside)
-    if N_BEFORES > 0:
-        y *= norm_factor(y, size, eps)
-        tl.store(normed_0 + place, y * scale_0, mask=inside)
-    if N_BEFORES > 1:
-        tl.store(normed_1 + place, y * scale_1, mask=inside)
-    if N_BEFORES > 2:
-        tl.store(normed_2 + place, y * scale_2, mask=inside)
+    if len(befores) > 0:
+        y *= norm_factor(y, SIZE, eps)
+    for norm in tl.static_range(len(befores)):
+        x = y * (scale_0 if norm == 0 else scale_1 if norm == 1 else scale_2)
+        tl.store(normed[norm] + place, x, mask=inside)
+        for index in tl.static_range(len(ARRANGED)):
+            if ARRANGED[index][0] == norm:
+                arrange_row(
+                    x, values[index], sums[index], 0, row, n_rows, SIZE, ARRANGED[index][1], ARRANGED[index][2],
+                    ARRANGED[index][3], ARRANGED[index][4], SIZE, BLOCK,
+                )  # fmt: skip

@@ -13,6 +13,14 @@ def chunks_of(n, size):
 
 
 @triton.jit
+def group_sums(numbers, NG: tl.constexpr, G: tl.constexpr):
+    """The sums f32 [NG] of groups of bfloat16 numbers; in f64, where their order does not matter, so that every kernel
+    gives the same bits.
+    """
+    return tl.sum(tl.reshape(numbers.to(tl.float64), (NG, G)), 1).to(tl.float32)
+
+
+@triton.jit
 def _arrange(
     x, out, sums, row, first, n_rows,
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
@@ -30,7 +38,7 @@ def _arrange(
             ordered = tl.reshape(tl.permute(tl.reshape(number, (NG, G // C, C)), (0, 2, 1)), (NG * G,))
         tl.store(out + start * K + k, ordered, mask=k < K)
         if SUMS:
-            total = tl.sum(tl.reshape(number.to(tl.float32), (NG, G)), 1)
+            total = group_sums(number, NG, G)
             tl.store(sums + start * (K // G) + group, total, mask=group < K // G)
 
 
