@@ -34,7 +34,7 @@ _SAMPLE = {
     "logits": "*fp32", "tops": "*fp32", "places": "*i32", "bad": "*i32", "settings": "*fp64", "k_borders": "*i64",
     "p_borders": "*i64", "sums": "*i64", "next_sums": "*i64", "states": "*i64", "next_states": "*i64",
     "other_borders": "*i64", "uniforms": "*i64", "found": "*i64", "ids": "*i64", "positions": "*i64",
-    "n_logits": "i32", "n_blocks": "i32",
+    "n_logits": "i32", "n_blocks": "i32", "digits_left": "i32",
 }  # fmt: skip
 _SIZES = {"UNIT": 44, "ID_BITS": 18, "BLOCK": 1024, "BLOCKS": 256}
 _DIGIT = {"IS_FIRST": False, "IS_SECOND": True, **_SIZES}
@@ -100,8 +100,8 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
             {"MODE": "affine", "BITS": 4, "GROUP": 64, "BLOCK": 1024},
         ),
         (sample.find_highest_kernel, _SAMPLE, {"BLOCK": 1024}),
-        (sample.next_digit_kernel, _SAMPLE, {"DIGITS_LEFT": 11, "BY_SHARE": True, "AMONG_OTHERS": True, **_DIGIT}),
-        (sample.next_digit_kernel, _SAMPLE, {"DIGITS_LEFT": 0, "BY_SHARE": False, "AMONG_OTHERS": False, **_DIGIT}),
+        (sample.next_digit_kernel, _SAMPLE, {"IS_LAST": False, "BY_SHARE": True, "AMONG_OTHERS": True, **_DIGIT}),
+        (sample.next_digit_kernel, _SAMPLE, {"IS_LAST": True, "BY_SHARE": False, "AMONG_OTHERS": False, **_DIGIT}),
         (sample.sum_shares_kernel, _SAMPLE, {"HAS_K": True, "HAS_P": True, **_SIZES}),
         (sample.take_tokens_kernel, _SAMPLE, {"DRAWS": True, "HAS_K": True, "HAS_P": True, **_SIZES}),
     ]  # fmt: skip

@@ -83,7 +83,10 @@ class Model:
         ids = checked_ids(token_ids, architecture.vocab_size, architecture.context_length)
         out = np.empty((len(ids), architecture.vocab_size), np.float32)
         for begin, hidden in self._passes(ids, observer):
-            out[begin : begin + len(hidden)] = self._decoder.logits(hidden)
+            # A back end that takes longer runs need not hold the logits of all of it at once.
+            for first in range(0, len(hidden), CHUNK):
+                some = self._decoder.logits(hidden[first : first + CHUNK])
+                out[begin + first : begin + first + len(some)] = some
         check_finite(out)
         return out
 

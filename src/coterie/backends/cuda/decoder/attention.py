@@ -11,7 +11,7 @@ import triton.language as tl
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made, Wishes
 from coterie.backends.cuda.decoder.elementwise import rms_norm
 from coterie.backends.cuda.decoder.rows import DeviceRows
-from coterie.backends.cuda.decoder.shapes import StepShape, step_shape, tokens_shape
+from coterie.backends.cuda.decoder.shapes import StepShape, shared_memory, step_shape, tokens_shape
 from coterie.backends.cuda.kernels.attend import attend_tokens_kernel
 from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel, combine_shares_kernel
 from coterie.backends.cuda.kernels.heads import place_heads_kernel
@@ -151,15 +151,15 @@ def over_tokens(
     """
     n_tokens, n_heads, dim = queries.shape
     group, d_turned = n_heads // n_kv_heads, 0 if turned is None else turned.shape[-1]
-    shape = tokens_shape(dim, queries.dtype)
+    block, block_turned = triton.next_power_of_2(dim), triton.next_power_of_2(max(d_turned, 1))
+    shape = tokens_shape(block + (block_turned if d_turned else 0), queries.dtype, shared_memory(queries.device))
     with on_device_of(queries):
         attend_tokens_kernel[(triton.cdiv(n_tokens * group, shape.rows), n_kv_heads)](
             queries, turned, stores, sequence, sinks, out, n_tokens, start, window or 0, float(scale),
             N_HEADS=n_heads, GROUP=group, HAS_WINDOW=window is not None, WRAPS=start + n_tokens > capacity,
             HAS_SINKS=sinks is not None, LATENT=turned is not None, D=dim, D_TURNED=d_turned,
             DTYPE=TRITON_DTYPES[queries.dtype], BLOCK_M=shape.rows, BLOCK_N=shape.n_keys,
-            BLOCK_D=triton.next_power_of_2(dim), BLOCK_TURNED=triton.next_power_of_2(max(d_turned, 1)),
-            num_warps=shape.warps, num_stages=shape.stages, **early(queries),
+            BLOCK_D=block, BLOCK_TURNED=block_turned, num_warps=shape.warps, num_stages=shape.stages, **early(queries),
         )  # fmt: skip
 
 

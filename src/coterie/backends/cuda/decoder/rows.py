@@ -16,6 +16,9 @@ from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.rotation import rotation_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 
+_ALIGNED = 4
+"""Numbers: what is sent together begins at multiples of 32 bytes. Kernels would otherwise be compiled twice."""
+
 Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -23,8 +26,9 @@ Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
 class DeviceRows:
     """`coterie.models.rows.Rows`, on the device.
 
-    ids, positions and sequences (whose row it is) are int64 [T]; stores int64 [layers, sequences, 3]: the addresses of
-    keys and of values, and the capacity. is_step: each sequence has one row. A row whose position is negative is none.
+    ids, positions and sequences (whose row it is) are int64 [T]; stores int64 [layers, sequences, 4]: the addresses of
+    keys and of values, the capacity, and nothing. is_step: each sequence has one row. A row whose position is negative
+    is none.
     longest: no row stands behind so many others; None where launches are recorded for steps of any length.
     """
 
@@ -67,12 +71,12 @@ class RowMaker:
             cache.reserve(n_tokens, self.make_store)
         positions = np.concatenate([part.start + np.arange(n) for part, n in zip(parts, counts, strict=True)])
         sequences = np.repeat(np.arange(len(parts)), counts)
-        stores = store_table([cache for _, _, cache in parts])
-        n = len(ids)
-        sent = self.send(np.concatenate([np.array(ids, np.int64), positions, sequences, stores.reshape(-1)]))
-        table = sent[3 * n :].view(stores.shape)
-        places = (sent[:n], sent[n : 2 * n], sent[2 * n : 3 * n])
-        rows = DeviceRows(*places, table, {}, parts, max(counts) == 1, int(positions.max()))
+        stores, n = store_table([cache for _, _, cache in parts]), len(ids)
+        numbers = np.zeros((3, -(-n // _ALIGNED) * _ALIGNED), np.int64)
+        numbers[:, :n] = np.array(ids), positions, sequences
+        sent = self.send(np.concatenate((stores.reshape(-1), numbers.reshape(-1))))
+        table, (own, at, whose) = sent[: stores.size].view(stores.shape), sent[stores.size :].view(numbers.shape)[:, :n]
+        rows = DeviceRows(own, at, whose, table, {}, parts, max(counts) == 1, int(positions.max()))
         self.turn(rows, frequencies)
         return rows
 
@@ -102,9 +106,12 @@ class RowMaker:
 
 
 def store_table(caches: Sequence[Any]) -> np.ndarray:
-    """int64 [layers, sequences, 3]: where each layer's keys and values of each sequence are, and their capacity."""
+    """int64 [layers, sequences, 4]: where each layer's keys and values of each sequence are, and their capacity."""
     table = [
-        [(keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in (c.layers[i].stores for c in caches)]
+        [
+            (keys.data_ptr(), values.data_ptr(), keys.shape[1], 0)
+            for keys, values in (c.layers[i].stores for c in caches)
+        ]
         for i in range(len(caches[0].layers))
     ]
     return np.array(table, np.int64)

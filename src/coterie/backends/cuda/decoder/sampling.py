@@ -42,7 +42,7 @@ class Chooser:
         n_rows, n_logits = logits.shape
         n_blocks = triton.cdiv(n_logits, _BLOCK)
         tops = torch.empty((n_rows, n_blocks), dtype=torch.float32, device=logits.device)
-        places, bad = torch.empty((2, n_rows, n_blocks), dtype=torch.int32, device=logits.device)
+        places, bad = (torch.empty((n_rows, n_blocks), dtype=torch.int32, device=logits.device) for _ in range(2))
         sizes = {"BLOCK": _BLOCK, "num_warps": 4, **early(logits)}
         id_bits = max(1, (n_logits - 1).bit_length())
         shape = {"UNIT": _WHOLE_BITS - id_bits, "ID_BITS": id_bits, "BLOCKS": triton.next_power_of_2(n_blocks), **sizes}
@@ -69,7 +69,7 @@ class Chooser:
         self, logits: torch.Tensor, tops: torch.Tensor, places: torch.Tensor, others: torch.Tensor | None,
         n_blocks: int, shape: dict[str, Any], *, by_share: bool = False,
     ) -> torch.Tensor:  # fmt: skip
-        """int64 [rows, 3], of which the first is the border of top_k, or of top_p among those that reach the others."""
+        """int64 [rows, 4], of which the first is the border of top_k, or of top_p among those that reach the others."""
         n_rows, n_logits = logits.shape
         n_digits = triton.cdiv(32 + shape["ID_BITS"], sample.DIGIT.value)
         sums = torch.empty((2, n_rows, n_blocks, sample.N_DIGITS.value), dtype=torch.int64, device=logits.device)
@@ -78,7 +78,7 @@ class Chooser:
             here, there = (done + 1) % 2, done % 2
             sample.next_digit_kernel[(n_blocks if done < n_digits else 1, n_rows)](
                 logits, tops, places, self._settings, sums[here], sums[there], states[here], states[there], others,
-                n_logits, n_blocks, DIGITS_LEFT=n_digits - done, IS_FIRST=done == 0, IS_SECOND=done == 1,
-                BY_SHARE=by_share, AMONG_OTHERS=others is not None, **shape,
+                n_logits, n_blocks, n_digits - done, IS_FIRST=done == 0, IS_SECOND=done == 1,
+                IS_LAST=done == n_digits, BY_SHARE=by_share, AMONG_OTHERS=others is not None, **shape,
             )  # fmt: skip
         return states[n_digits % 2]

@@ -10,6 +10,9 @@ _PROGRAMS = 256
 
 _MOST_SPLITS = 64
 
+_LEAST_SHARED = 48 << 10
+"""Bytes of shared memory that every GPU's programs may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -29,6 +32,13 @@ class StepShape:
             return self.n_splits
         seen = longest + 1 if window is None else min(longest + 1, window)
         return min(self.n_splits, -(-seen // self.n_keys))
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have."""
+    if device.type != "cuda":
+        return _LEAST_SHARED
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", _LEAST_SHARED))
 
 
 def step_shape(head_dim: int, n_kv_heads: int, group: int, dtype: torch.dtype) -> StepShape:
@@ -53,11 +63,21 @@ class TokensShape:
     stages: int
 
 
-def tokens_shape(head_dim: int, dtype: torch.dtype) -> TokensShape:
-    """The shape for prompts."""
-    block = triton.next_power_of_2(head_dim)
+_LARGEST_FIRST = (
+    TokensShape(128, 64, 8, 3),
+    TokensShape(128, 64, 8, 2),
+    TokensShape(64, 32, 8, 2),
+    TokensShape(32, 32, 4, 2),
+)
+
+
+def tokens_shape(block: int, dtype: torch.dtype, shared: int) -> TokensShape:
+    """The shape for prompts, of heads that take `block` numbers of a tile: the largest whose queries, keys and values
+    fit into so many bytes of shared memory.
+    """
     if dtype == torch.float32:
         return TokensShape(16, 16, 4 if block <= 128 else 8, 1)
-    if block <= 128:
-        return TokensShape(128, 64, 8, 3)
-    return TokensShape(128, 64, 8, 2) if block <= 256 else TokensShape(64, 32, 8, 2)
+    for shape in _LARGEST_FIRST:
+        if 2 * block * (shape.rows + 2 * shape.stages * shape.n_keys) <= shared:
+            return shape
+    return TokensShape(16, 16, 4, 1)

@@ -35,7 +35,7 @@ class Record:
     def __init__(self, compute: Compute, make: RowMaker, frequencies: Mapping[Any, np.ndarray], n_rows: int) -> None:
         device = make.device
         self.n_rows = n_rows
-        self.ids, self.found = torch.zeros((2, n_rows), dtype=torch.int64, device=device)
+        self.ids, self.found = (torch.zeros(n_rows, dtype=torch.int64, device=device) for _ in range(2))
         self.positions = torch.full((n_rows,), -1, dtype=torch.int64, device=device)
         self._sequences = torch.arange(n_rows, dtype=torch.int64, device=device)
         self._stores: torch.Tensor | None = None
@@ -45,8 +45,8 @@ class Record:
         self._logits: torch.Tensor | None = None
 
     def place(self, table: np.ndarray) -> None:
-        """Where the stores of the first rows are: int64 [layers, sequences, 3]."""
-        whole = np.zeros((len(table), self.n_rows, 3), np.int64)
+        """Where the stores of the first rows are, as `store_table` says it."""
+        whole = np.zeros((len(table), self.n_rows, table.shape[2]), np.int64)
         whole[:, : table.shape[1]] = table
         sent = self._make.send(whole)
         if self._stores is None:

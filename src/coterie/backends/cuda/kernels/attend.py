@@ -8,7 +8,7 @@ with a softmax that is corrected as larger scores turn up (Milakov and Gimelshei
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, store_of
+from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, N_COLUMNS, VALUES, store_of
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -68,7 +68,7 @@ def meet_block(
     return highest, total, mixed + product(shares.to(DTYPE), block)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequence", "n_tokens", "start"])
 def attend_tokens_kernel(
     q, q_turned, stores, sequence, sinks, out, n_tokens, start, window, scale,
     N_HEADS: tl.constexpr, GROUP: tl.constexpr, HAS_WINDOW: tl.constexpr, WRAPS: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -91,7 +91,7 @@ def attend_tokens_kernel(
     mask = row_inside[:, None] & (columns < D)[None, :]
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    capacity = tl.load(stores + sequence * 3 + CAPACITY).to(tl.int32)
+    capacity = tl.load(stores + sequence * N_COLUMNS + CAPACITY).to(tl.int32)
     keys = store_of(stores, sequence, KEYS, DTYPE)
     values = store_of(stores, sequence, VALUES, DTYPE)
     keys += head.to(tl.int64) * capacity * D

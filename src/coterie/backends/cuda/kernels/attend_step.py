@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
-from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, head_line, head_tile, store_of
+from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, N_COLUMNS, VALUES, head_line, head_tile, store_of
 from coterie.backends.cuda.kernels.norms import arrange_row
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
@@ -56,7 +56,7 @@ def attend_shares_kernel(
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
         return
-    capacity = tl.load(stores + row * 3 + CAPACITY).to(tl.int32)
+    capacity = tl.load(stores + row * N_COLUMNS + CAPACITY).to(tl.int32)
     keys = store_of(stores, row, KEYS, DTYPE)
     values = store_of(stores, row, VALUES, DTYPE)
     head_keys = keys + head.to(tl.int64) * capacity * D
@@ -136,7 +136,7 @@ def attend_shares_kernel(
     tl.store(state_parts + parts * 2 + 1, total, mask=head_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def combine_shares_kernel(
     mixed_parts, state_parts, sinks, positions, out, values, sums, n_rows, window,
     N_HEADS: tl.constexpr, ARRANGED: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, VALUES, store_of
+from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, N_COLUMNS, VALUES, store_of
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def multiply_by_head_kernel(
     x, weights, out, n_rows, x_row, x_head,
     N_HEADS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -51,7 +51,7 @@ def keep_latents_kernel(
     position = tl.load(positions + token)
     if position >= 0:
         sequence = tl.load(sequences + token)
-        slot = position % tl.load(stores + sequence * 3 + CAPACITY)
+        slot = position % tl.load(stores + sequence * N_COLUMNS + CAPACITY)
         latent = tl.load(latents + token * RANK + of_latent, mask=of_latent < RANK, other=0.0)
         key = tl.load(keys + token * D + of_key, mask=of_key < D, other=0.0)
         kept = store_of(stores, sequence, KEYS, DTYPE) + slot * RANK + of_latent

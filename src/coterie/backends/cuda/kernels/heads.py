@@ -1,8 +1,9 @@
 """From projections to heads: norm, limit, rotary embedding (Su et al., RoFormer, 2021), and a place in the cache.
 
 A store of keys or values is [heads, capacity, D], and position p stands at slot p % capacity. Where the stores of a
-layer are is said by a table on the device, int64 [sequences, 3]: addresses of keys and of values, and the capacity; so
-a recorded step finds a store that has grown.
+layer are is said by a table on the device, int64 [sequences, 4]: addresses of keys and of values, and the capacity; so
+a recorded step finds a store that has grown. The fourth column keeps rows of the table at multiples of 32 bytes, for
+which kernels would otherwise be compiled apart.
 """
 
 import triton
@@ -13,7 +14,8 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 KEYS: tl.constexpr = tl.constexpr(0)
 VALUES: tl.constexpr = tl.constexpr(1)
 CAPACITY: tl.constexpr = tl.constexpr(2)
-"""Columns of a table of stores."""
+N_COLUMNS: tl.constexpr = tl.constexpr(4)
+"""Columns of a table of stores, and how many there are."""
 
 
 @triton.jit
@@ -113,7 +115,7 @@ def head_line(
 @triton.jit
 def store_of(stores, sequence, WHICH: tl.constexpr, DTYPE: tl.constexpr):
     """The pointer to a sequence's keys or values."""
-    return tl.load(stores + sequence * 3 + WHICH).to(tl.pointer_type(DTYPE))
+    return tl.load(stores + sequence * N_COLUMNS + WHICH).to(tl.pointer_type(DTYPE))
 
 
 @triton.jit
@@ -178,7 +180,7 @@ def place_heads_kernel(
         tl.store(place, values.to(DTYPE), mask=inside[:, None] & (columns < D)[None, :])
     else:
         sequence, position = tl.load(sequences + token), tl.load(positions + token).to(tl.int32)
-        capacity = tl.load(stores + sequence * 3 + CAPACITY).to(tl.int32)
+        capacity = tl.load(stores + sequence * N_COLUMNS + CAPACITY).to(tl.int32)
         if block < q_blocks + kv_blocks:
             heads = (block - q_blocks) * HEADS + tl.arange(0, HEADS)
             inside = heads < N_KV_HEADS

@@ -89,7 +89,7 @@ def arrange_row(
             tl.store(target, total, mask=groups < SIZE // GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def add_norms_kernel(
     h, branches, branch_norms, ids, weights, after, scalar, out, befores, normed, values, sums, n_rows, n_experts, eps,
     SIZE: tl.constexpr, TOP_K: tl.constexpr, NORMS_OF: tl.constexpr, HAS_AFTER: tl.constexpr, HAS_SCALAR: tl.constexpr,

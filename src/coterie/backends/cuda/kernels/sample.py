@@ -21,8 +21,8 @@ N_SETTINGS: tl.constexpr = tl.constexpr(4)
 PREFIX: tl.constexpr = tl.constexpr(0)
 ABOVE: tl.constexpr = tl.constexpr(1)
 TARGET: tl.constexpr = tl.constexpr(2)
-N_STATES: tl.constexpr = tl.constexpr(3)
-"""A border's digits so far, the weight of the keys above them, and the weight that it must reach, int64."""
+N_STATES: tl.constexpr = tl.constexpr(4)
+"""A border's digits so far, the weight of the keys above them, the weight that it must reach, and nothing, int64."""
 
 DIGIT: tl.constexpr = tl.constexpr(4)
 N_DIGITS: tl.constexpr = tl.constexpr(16)
@@ -83,10 +83,10 @@ def border(borders, row, WANTED: tl.constexpr):
     return tl.full((), 0, tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["digits_left"])
 def next_digit_kernel(
     logits, tops, places, settings, sums, next_sums, states, next_states, other_borders, n_logits, n_blocks,
-    DIGITS_LEFT: tl.constexpr, IS_FIRST: tl.constexpr, IS_SECOND: tl.constexpr, BY_SHARE: tl.constexpr,
+    digits_left, IS_FIRST: tl.constexpr, IS_SECOND: tl.constexpr, IS_LAST: tl.constexpr, BY_SHARE: tl.constexpr,
     AMONG_OTHERS: tl.constexpr, UNIT: tl.constexpr, ID_BITS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +94,7 @@ def next_digit_kernel(
 
     sums int64 [rows, n_blocks, 16]: the weight of each digit among the keys of a block that begin like the border.
     BY_SHARE: the border of top_p, among the tokens that reach the other one's; else that of top_k, whose weights are 1.
-    With no DIGITS_LEFT there is one program a row, which ends the border.
+    When no digits are left there is one program a row, which ends the border.
     """
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     digits = tl.arange(0, N_DIGITS)
@@ -105,7 +105,7 @@ def next_digit_kernel(
     top_p = tl.load(settings + row * N_SETTINGS + TOP_P)
     asked = top_p < 1.0 if BY_SHARE else (top_k > 0) & (top_k < n_logits)
     if not (asked & (temperature > 0.0)):
-        if DIGITS_LEFT == 0:
+        if IS_LAST:
             tl.store(next_states + row * N_STATES + PREFIX, tl.full((), 0, tl.int64))
         return
     prefix, above, target = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64), top_k
@@ -131,12 +131,12 @@ def next_digit_kernel(
             tl.store(next_states + row * N_STATES + PREFIX, prefix)
             tl.store(next_states + row * N_STATES + ABOVE, above)
             tl.store(next_states + row * N_STATES + TARGET, target)
-    if DIGITS_LEFT > 0:
+    if not IS_LAST:
         columns = block * BLOCK + tl.arange(0, BLOCK)
         inside = columns < n_logits
         z = tl.load(logits + row * n_logits + columns, mask=inside, other=0.0)
         keys = keys_of(z, columns, inside, ID_BITS)
-        below: tl.constexpr = (DIGITS_LEFT - 1) * DIGIT
+        below = ((digits_left - 1) * DIGIT).to(tl.int64)
         begins_alike = (keys >> (below + DIGIT)) == prefix
         if BY_SHARE:
             highest, _ = highest_of(tops, places, row, n_blocks, n_logits, BLOCKS)
