@@ -67,7 +67,7 @@ def gather_mm(
     step = max(1, _PIECE // (b.shape[1] * b.shape[2]))
     for first in range(0, len(lhs), step):
         pairs = slice(first, first + step)
-        out[pairs] = a[_inside(lhs[pairs], len(a))] @ b[_inside(rhs[pairs], len(b))]
+        out[pairs] = a[_inside(lhs[pairs], len(a))] @ b[_inside(rhs[pairs], len(b))].to(a.dtype)
     return out
 
 
