@@ -111,3 +111,29 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def fenced(_poisoned: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the library allocates stands between margins that nobody may write to, and that are no use to read."""
+    torch = pytest.importorskip("torch")
+    margin, mark, kept = 64, 0x5A, []
+
+    def between_margins(allocate: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            like = allocate(*arguments, **{**options, "device": "meta"})
+            if str(options.get("device")) == "meta":
+                return like
+            whole = allocate((like.numel() + 2 * margin,), **options)
+            inside = whole[margin : margin + like.numel()]
+            for outside in (whole[:margin], whole[margin + like.numel() :]):
+                outside.view(torch.uint8).fill_(mark)
+                kept.append(outside)
+            return inside.view(like.shape)
+
+        return run
+
+    monkeypatch.setattr(torch, "empty", between_margins(torch.empty))
+    monkeypatch.setattr(torch, "zeros", between_margins(torch.zeros))
+    yield
+    assert all((outside.view(torch.uint8) == mark).all() for outside in kept)
