@@ -47,16 +47,31 @@ def _make_job(isa_index: int) -> Any:
 
 def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
     """activation(gate) * up for dense arrays of one shape and dtype; the same shape and dtype."""
-    current = isa.current()
     count = gate.size
-    padded = -(-count // current.lanes) * current.lanes
-    first, second = _whole_vectors(gate, padded), _whole_vectors(up, padded)
+    padded = whole_vectors(count)
+    first, second = _padded(gate, padded), _padded(up, padded)
     out = np.empty(padded, np.float32)
-    index = ISAS.index(current)
     words = [ACTIVATION_INDEX[activation], address_of(first), address_of(second), address_of(out), padded]
     arguments = np.array(words, np.int64)
-    get_pool().run((job(f"glu.{index}", lambda: _make_job(index)), address_of(arguments), -(-padded // _CHUNK), True))
+    get_pool().run((glu_job(), address_of(arguments), glu_units(padded), True))
     return out[:count].reshape(gate.shape).astype(gate.dtype, copy=False)
+
+
+def glu_job() -> int:
+    """The address of the job whose words are ACTIVATION to COUNT; COUNT is whole vectors of numbers."""
+    index = ISAS.index(isa.current())
+    return job(f"glu.{index}", lambda: _make_job(index))
+
+
+def glu_units(count: int) -> int:
+    """The job's units for so many numbers."""
+    return -(-count // _CHUNK)
+
+
+def whole_vectors(count: int) -> int:
+    """`count` rounded up to whole vectors."""
+    lanes = isa.current().lanes
+    return -(-count // lanes) * lanes
 
 
 def glu_fused(gate_up: np.ndarray, activation: str) -> np.ndarray:
@@ -65,7 +80,7 @@ def glu_fused(gate_up: np.ndarray, activation: str) -> np.ndarray:
     return glu(np.ascontiguousarray(gate_up[..., :half]), np.ascontiguousarray(gate_up[..., half:]), activation)
 
 
-def _whole_vectors(array: np.ndarray, padded: int) -> np.ndarray:
+def _padded(array: np.ndarray, padded: int) -> np.ndarray:
     """The numbers as flat f32, with zeros behind them up to whole vectors; the array's own memory where it can be."""
     flat = np.ascontiguousarray(array, np.float32).reshape(-1)
     return flat if flat.size == padded else np.concatenate([flat, np.zeros(padded - flat.size, np.float32)])

@@ -81,10 +81,7 @@ def moe(x: np.ndarray, routing: Any, experts: Any, precision: str = "default") -
     precision: "exact" is products in f32, "default" activations of 16 bits where there is a kernel for them, "int8"
     activations of 8 bits.
     """
-    name = f"cpu.layer.{precision}.{isa.current().name}"
-    layer = experts.derived.get(name)
-    if layer is None:
-        layer = experts.derived.setdefault(name, _layer_of(experts, precision))
+    layer = layer_for(experts, precision)
     tokens = np.ascontiguousarray(x, np.float32)
     ids, weights = np.ascontiguousarray(routing.ids, np.uint32), np.ascontiguousarray(routing.weights, np.float32)
     out = np.empty((len(tokens), layer.down.n_rows), np.float32)
@@ -97,16 +94,30 @@ def moe(x: np.ndarray, routing: Any, experts: Any, precision: str = "default") -
     return out.astype(x.dtype, copy=False)
 
 
-def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    key = ids.shape
-    held = layer.frames.get(key)
+def layer_for(experts: Any, precision: str) -> Layer:
+    """What is derived from an `Experts` record, remembered by it."""
+    name = f"cpu.layer.{precision}.{isa.current().name}"
+    layer: Layer | None = experts.derived.get(name)
+    if layer is None:
+        layer = experts.derived.setdefault(name, _layer_of(experts, precision))
+    return layer
+
+
+def frame_for(pool: Pool, layer: Layer, n_tokens: int, top_k: int) -> np.ndarray:
+    """What `launch` reads, remembered by the layer; the pool must be held."""
+    held = layer.frames.get((n_tokens, top_k))
     if held is None or held[0] != pool.generation:
-        frame = make_frame(pool, layer, *key)
+        frame = make_frame(pool, layer, n_tokens, top_k)
         if len(layer.frames) >= _MOST_FRAMES:
             layer.frames.clear()
-        held = layer.frames[key] = (pool.generation, frame)
+        held = layer.frames[n_tokens, top_k] = (pool.generation, frame)
+    return held[1]
+
+
+def _run_layer(pool: Pool, layer: Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    frame = frame_for(pool, layer, *ids.shape)
     if not launch(
-        pool.block, held[1], address_of(x), x.strides[0], address_of(ids), address_of(weights), address_of(out),
+        pool.block, frame, address_of(x), x.strides[0], address_of(ids), address_of(weights), address_of(out),
         out.strides[0],
     ):  # fmt: skip
         out[...] = 0

@@ -66,8 +66,8 @@ def linears(x: np.ndarray, matrices: Matrices) -> list[np.ndarray]:
     step *= p.MAX_TOKENS
     with pool.lock:
         for begin in range(0, n_rows, step):
-            frame = _frame(pool, matrices, min(step, n_rows - begin))
-            _launch(pool.block, frame, x_at + begin * rows.strides[0], rows.strides[0], out_at, begin, n_rows)
+            frame = frame_for(pool, matrices, min(step, n_rows - begin))
+            launch(pool.block, frame, x_at + begin * rows.strides[0], rows.strides[0], out_at, begin, n_rows)
     products, begin = [], 0
     for matrix in matrices.all:
         end = begin + n_rows * matrix.n_rows
@@ -76,7 +76,7 @@ def linears(x: np.ndarray, matrices: Matrices) -> list[np.ndarray]:
     return products
 
 
-def _frame(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
+def frame_for(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
     """What stays the same from call to call with so many rows, remembered for few of them: a token's matrices take some
     tens of microseconds each, and putting the words together in Python took as long.
     """
@@ -131,7 +131,7 @@ def _put(frame: np.ndarray, place: int, words: Sequence[int]) -> None:
 
 
 @njit
-def _launch(block, frame, x, x_stride, out, begin, n_rows):
+def launch(block, frame, x, x_stride, out, begin, n_rows):
     """Run the jobs of a frame for its rows from `begin` on, of n_rows; all but it are integers: the pool's block,
     addresses, strides in bytes. The products stand one behind the other at `out`.
     """

@@ -1,6 +1,7 @@
 """Routing and grouping: scores, the choice of experts, their weights, and routed rows brought together by expert."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -16,23 +17,32 @@ def route(logits: np.ndarray, spec: RouteSpec) -> tuple[np.ndarray, np.ndarray]:
     """ids uint32 [T, k] and weights f32 [T, k] for logits f32 [T, E]."""
     ids = np.empty((len(logits), spec.top_k), np.uint32)
     weights = np.empty(ids.shape, np.float32)
+    check_routed(route_rows(logits, ids, weights, *settings_of(spec)))
+    return ids, weights
+
+
+def settings_of(spec: RouteSpec) -> tuple[Any, ...]:
+    """The arguments of `route_rows` that follow from the spec."""
     bias = _NO_VECTOR if spec.selection_bias is None else spec.selection_bias
     scale = _NO_VECTOR if spec.per_expert_scale is None else spec.per_expert_scale
-    bad = _route_rows(
-        logits, ids, weights, spec.scoring == "sigmoid", spec.renormalize, bias, scale, spec.n_groups, spec.top_groups,
+    return (
+        spec.scoring == "sigmoid", spec.renormalize, bias, scale, spec.n_groups, spec.top_groups,
         spec.group_score == "top2", np.float32(spec.scaling_factor), np.float32(SIGMOID_SUM_FLOOR),
     )  # fmt: skip
+
+
+def check_routed(bad: int) -> None:
+    """`NumericError` for a row that `route_rows` found unusable; -1 is none."""
     if bad >= 0:
         raise NumericError(
             f"logits of token {bad} are not usable: found NaN, +inf or no finite value among them; expected finite "
             "logits (-inf only beside finite ones). Look at the router's weights and at the layer's input",
             code="router_logits",
         )
-    return ids, weights
 
 
 @njit
-def _route_rows(logits, ids, weights, sigmoid, renormalize, bias, scale, n_groups, top_groups, by_top2, factor, floor):
+def route_rows(logits, ids, weights, sigmoid, renormalize, bias, scale, n_groups, top_groups, by_top2, factor, floor):
     """The first unusable row, or -1. `choice` is what experts are chosen by: the logits themselves for a plain softmax,
     which order like its scores but without the ties that underflow makes.
     """

@@ -1,7 +1,7 @@
 """Products with weights as they are stored, packed or plain f32, f16 or bf16; rows of an embedding, rows joined."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from coterie.formats import Packed
 from coterie.formats.codec import dequantize
 
 Weight = Packed | np.ndarray
+Record = TypeVar("Record")
 
 _MOST_REMEMBERED = 16
 """Sets of matrices that begin with the same one; a decoder has one or two."""
@@ -33,31 +34,36 @@ def linears(
     x: np.ndarray, weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str
 ) -> list[np.ndarray]:
     # The kernels read weights by their address, so a file's arrays may be unaligned and are never copied.
-    return products(x, _matrices_for(weights, biases, precision))
+    return products(x, matrices_for(weights, biases, precision))
 
 
-def _matrices_for(weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str) -> Matrices:
-    """The record of matrices that are multiplied together, remembered by the first that is a Packed.
+def matrices_for(weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str) -> Matrices:
+    """The record of matrices that are multiplied together."""
 
-    With the record it keeps the weights and biases, so that none can take the identity of one that is gone.
+    def make() -> Matrices:
+        added = tuple(None if bias is None else np.ascontiguousarray(bias, np.float32) for bias in biases)
+        return Matrices(tuple(matrix_for(weight, precision) for weight in weights), added)
+
+    return remembered(f"cpu.matrices.{precision}", (*weights, *biases), make)
+
+
+def remembered(name: str, arrays: Sequence[Weight | None], make: Callable[[], Record]) -> Record:
+    """What is made of some weights and vectors, remembered by the first that is a Packed; made anew if there is none.
+
+    With the record it keeps all of them, so that none can take the identity of one that is gone.
     """
-    keeper = next((weight for weight in weights if isinstance(weight, Packed)), None)
+    keeper = next((array for array in arrays if isinstance(array, Packed)), None)
     if keeper is None:
-        return _make_matrices(weights, biases, precision)
-    held = keeper.derived.setdefault(f"cpu.matrices.{precision}.{isa.current().name}", {})
-    key = (*map(id, weights), *map(id, biases))
+        return make()
+    held = keeper.derived.setdefault(f"{name}.{isa.current().name}", {})
+    key = tuple(map(id, arrays))
     found = held.get(key)
     if found is None:
         if len(held) >= _MOST_REMEMBERED:
             held.clear()
-        found = held[key] = (_make_matrices(weights, biases, precision), tuple(weights), tuple(biases))
-    matrices: Matrices = found[0]
-    return matrices
-
-
-def _make_matrices(weights: Sequence[Weight], biases: Sequence[np.ndarray | None], precision: str) -> Matrices:
-    added = tuple(None if bias is None else np.ascontiguousarray(bias, np.float32) for bias in biases)
-    return Matrices(tuple(matrix_for(weight, precision) for weight in weights), added)
+        found = held[key] = (make(), tuple(arrays))
+    record: Record = found[0]
+    return record
 
 
 def embed(weight: Weight, ids: Sequence[int], scale: float = 1.0) -> np.ndarray:

@@ -1,13 +1,14 @@
 """The verbs together: functions of this room, and the CPU back end's own where they compute with weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from coterie.backends import cpu
-from coterie.backends.cpu.decoder import attention, elementwise, latent, matrices
+from coterie.backends.cpu.decoder import attention, branches, elementwise, latent, matrices, residual
+from coterie.backends.cpu.decoder.frames import Frames
 from coterie.backends.cpu.decoder.matrices import Weight
 from coterie.backends.cpu.decoder.row_by_row import parts_of, rows_at_a_time
 from coterie.ops import RouteSpec, Routing
@@ -15,9 +16,12 @@ from coterie.ops import RouteSpec, Routing
 
 @dataclass(frozen=True, slots=True)
 class Verbs:
-    """precision: of products with weights, as in `coterie.moe`; everything else is in f32."""
+    """precision: of products with weights, as in `coterie.moe`; everything else is in f32. frames: what is remembered
+    of calls.
+    """
 
     precision: str = "default"
+    frames: Frames = field(default_factory=Frames, compare=False, repr=False)
 
     adopt = staticmethod(matrices.adopt)
     attend = staticmethod(attention.attend)
@@ -32,7 +36,7 @@ class Verbs:
 
     @property
     def row_by_row(self) -> "Verbs":
-        return RowByRow(self.precision)
+        return RowByRow(self.precision, self.frames)
 
     def linear(self, x: np.ndarray, weight: Weight, *, exact: bool = False) -> np.ndarray:
         return self.linears(x, (weight,), (None,), exact=exact)[0]
@@ -49,6 +53,27 @@ class Verbs:
     def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
         return cpu.moe(x, routing, experts.native, self.precision)
 
+    def add_norms(self, *arguments: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        return residual.add_norms(self.frames, *arguments)
+
+    def mlp(self, x: np.ndarray, gate: Weight, up: Weight, down: Weight, activation: str) -> np.ndarray:
+        if self._is_step(x):
+            return branches.mlp(x, gate, up, down, activation, self.precision)
+        gate_x, up_x = self.linears(x, (gate, up), (None, None))
+        return self.linear(self.glu(gate_x, up_x, activation), down)
+
+    def routed_experts(
+        self, x: np.ndarray, seen: np.ndarray, router: Weight, bias: np.ndarray | None, spec: RouteSpec, experts: Any
+    ) -> np.ndarray:
+        if self._is_step(x):
+            return branches.routed_experts(x, seen, router, bias, spec, experts.native, self.precision)
+        logits = self.linears(seen, (router,), (bias,), exact=True)[0]
+        return self.moe(x, self.route(logits, spec), experts)
+
+    def _is_step(self, x: np.ndarray) -> bool:
+        """Whether a branch of a layer takes so few rows in one call."""
+        return len(x) <= branches.MOST_ROWS
+
     def to_numpy(self, x: np.ndarray) -> np.ndarray:
         return x
 
@@ -60,6 +85,9 @@ class RowByRow(Verbs):
     @property
     def row_by_row(self) -> Verbs:
         return self
+
+    def _is_step(self, x: np.ndarray) -> bool:
+        return len(x) == 1
 
     def linears(
         self, x: np.ndarray, weights: Sequence[Weight], biases: Sequence[np.ndarray | None], *, exact: bool = False
