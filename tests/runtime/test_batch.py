@@ -1,12 +1,14 @@
 """Batches: every text is what its prompt gives alone, to the bit, whoever sits beside it, whenever they come and go."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from coterie.backends.cpu.decoder.row_by_row import parts_of
+from coterie.backends.cpu.decoder.steps import PlayedSteps
 from coterie.backends.cpu.product import DOT_TOKENS
 from coterie.errors import CapacityError, RequestError
 from coterie.models.decoder import Decoder, Segment
@@ -103,16 +105,16 @@ def test_an_expert_that_every_row_chose_takes_no_more_rows_at_a_time_than_one_ro
 
 def test_no_more_texts_are_under_way_than_there_are_seats(qwen: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    honest = Decoder.hidden_of
+    honest = PlayedSteps.logits
 
-    def counted(self: Decoder, segments: Any, observer: Any = None) -> Any:
-        sizes.append(len(segments))
-        return honest(self, segments, observer)
+    def counted(self: PlayedSteps, ids: Sequence[int]) -> Any:
+        sizes.append(len(ids))
+        return honest(self, ids)
 
-    monkeypatch.setattr(Decoder, "hidden_of", counted)
+    monkeypatch.setattr(PlayedSteps, "logits", counted)
     qwen.generate_batch(prompts(), each=own_options(), max_batch_size=4)  # type: ignore[arg-type]
     assert max(sizes) == 4
-    n_alone = sum(options["max_tokens"] - 1 for options in own_options()) + len(LENGTHS)
+    n_alone = sum(options["max_tokens"] - 1 for options in own_options())
     assert len(sizes) < n_alone / 2
 
 

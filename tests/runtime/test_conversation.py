@@ -127,9 +127,9 @@ def test_a_reply_that_was_struck_anywhere_leaves_the_next_one_whole(
             raise KeyboardInterrupt
         return honest(self, *arguments)
 
-    honest = LayerStore.extend
+    honest = LayerStore.reserve
     with monkeypatch.context() as patch:
-        patch.setattr(LayerStore, "extend", extend)
+        patch.setattr(LayerStore, "reserve", extend)
         stream = conversation.ask("two", max_tokens=6)
         with pytest.raises(KeyboardInterrupt):
             for _ in stream:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coterie.errors import CapacityError, RequestError
+from coterie.models.decoder import Decoder
 from coterie.runtime import Model, load
 from coterie.runtime.cache import KeyValueCache, LayerStore
 from coterie.runtime.prompt_cache import PromptCache, common_length
@@ -152,18 +153,19 @@ def test_a_pass_that_breaks_off_leaves_a_cache_that_can_be_used(model: Model, mo
     monkeypatch.setattr("coterie.runtime.prompt_cache.CHUNK", 16)
     cache, ids = model.prompt_cache(), ids_of(75)
     model.generate(ids[:40], cache=cache, max_tokens=2)
-    honest, calls = LayerStore.extend, []
+    honest, calls = Decoder._attention, []
 
-    def interrupted(self: LayerStore, *parts: Any) -> Any:
+    def interrupted(self: Decoder, *arguments: Any) -> Any:
+        found = honest(self, *arguments)
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return honest(self, *parts)
+        return found
 
-    monkeypatch.setattr(LayerStore, "extend", interrupted)
+    monkeypatch.setattr(Decoder, "_attention", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.generate(ids, cache=cache, max_tokens=2)
-    monkeypatch.setattr(LayerStore, "extend", honest)
+    monkeypatch.setattr(Decoder, "_attention", honest)
     assert 40 <= len(cache.token_ids) < 75
     made = model.generate(ids, cache=cache, max_tokens=8)
     assert made.n_cached_tokens >= 40

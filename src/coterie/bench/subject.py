@@ -39,12 +39,13 @@ class Subject:
         """Seconds of the prompt's pass, and of each step when `ids` follow one by one; both end with logits."""
         cache = self._cache(len(prompt) + len(ids))
         first = self._timed_prefill(prompt, cache)
-        steps = []
+        steps, taken = self.decoder.steps([cache]), []
         for token_id in ids:
             start = self.clock()
-            self.decoder.logits(self.decoder.hidden([token_id], cache))
-            steps.append(self.clock() - start)
-        return first, steps
+            steps.logits([token_id])
+            taken.append(self.clock() - start)
+        steps.close()
+        return first, taken
 
     def last_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits f32 [V] that follow `ids`."""

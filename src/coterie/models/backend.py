@@ -161,9 +161,9 @@ class Cache(Protocol):
 
     length: int
 
-    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
+    def reserve(self, n_tokens: int, make: MakeStore | None = None) -> bool:
         """Count so many more positions in every layer, which the back end itself writes into the `stores`, made by it
-        where need be; whether any of them was.
+        where need be, or by NumPy without `make`; whether any of them was.
         """
         ...
 

@@ -54,12 +54,18 @@ class LayerStore:
         self._length, self._oldest = end, max(self._oldest, end - self.capacity)
         return self._keys, self._values
 
-    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
-        """Count so many more positions, which whoever makes the stores writes into them; whether they were made."""
+    def reserve(self, n_tokens: int, make: MakeStore | None = None) -> bool:
+        """Count so many more positions, which the caller writes into the stores; whether new stores were made: by
+        `make`, or in NumPy without it.
+        """
         end = self._length + n_tokens
         capacity = self._capacity_for(end)
-        is_made = capacity != self.capacity or type(self._keys) is np.ndarray
-        if is_made:
+        is_numpy = type(self._keys) is np.ndarray
+        is_made = capacity != self.capacity or is_numpy is (make is not None)
+        if is_made and make is None:
+            self._become("numpy")
+            self._grow(capacity)
+        elif is_made and make is not None:
             self._keys, self._values = (
                 make((store.shape[0], capacity, store.shape[2]), store[:, : min(self._length, self.capacity)])
                 for store in self.stores
@@ -151,8 +157,8 @@ class KeyValueCache:
                 code="cache_full",
             )
 
-    def reserve(self, n_tokens: int, make: MakeStore) -> bool:
-        """Count so many more positions in every layer, which whoever makes the stores writes; whether any was made."""
+    def reserve(self, n_tokens: int, make: MakeStore | None = None) -> bool:
+        """Count so many more positions in every layer, which the caller writes; whether any new store was made."""
         made = [store.reserve(n_tokens, make) for store in self.own_layers.values()]
         return any(made)
 

@@ -68,6 +68,26 @@ def f32_pointer(_context: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(types.int64), codegen
 
 
+@intrinsic
+def i64_pointer(_context: Any, address: Any) -> Any:
+    """The address as a pointer to i64, for `numba.carray`."""
+
+    def codegen(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], I64.as_pointer())
+
+    return types.CPointer(types.int64)(types.int64), codegen
+
+
+@intrinsic
+def u32_pointer(_context: Any, address: Any) -> Any:
+    """The address as a pointer to u32, for `numba.carray`."""
+
+    def codegen(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], I32.as_pointer())
+
+    return types.CPointer(types.uint32)(types.int64), codegen
+
+
 def _make_atomic(operation: str) -> Any:
     @intrinsic
     def atomic(_context: Any, base: Any, index: Any, value: Any) -> Any:

@@ -13,6 +13,7 @@ from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.kernels.activation import VECTOR_ACTIVATIONS, glu_vectors
 from coterie.backends.cpu.pool import address_of, get_pool
 from coterie.backends.cpu.prepare import job
+from coterie.backends.cpu.recording import not_recorded
 
 ACTIVATION_INDEX = {name: index for index, name in enumerate((*VECTOR_ACTIVATIONS, "gelu"))}
 GELU = ACTIVATION_INDEX["gelu"]
@@ -47,6 +48,7 @@ def _make_job(isa_index: int) -> Any:
 
 def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
     """activation(gate) * up for dense arrays of one shape and dtype; the same shape and dtype."""
+    not_recorded()
     count = gate.size
     padded = whole_vectors(count)
     first, second = _padded(gate, padded), _padded(up, padded)

@@ -22,6 +22,7 @@ from coterie.backends.cpu.layout import activation_order
 from coterie.backends.cpu.matrix import Matrix, matrix_of
 from coterie.backends.cpu.pool import Pool, address_of, get_pool
 from coterie.backends.cpu.prepare import job, sums_group
+from coterie.backends.cpu.recording import recording
 
 _MAX_HIDDEN = 256 << 20
 """Bytes of hidden values at a time; more tokens go through in parts."""
@@ -106,6 +107,8 @@ def layer_for(experts: Any, precision: str) -> Layer:
 def frame_for(pool: Pool, layer: Layer, n_tokens: int, top_k: int) -> np.ndarray:
     """What `launch` reads, remembered by the layer; the pool must be held."""
     held = layer.frames.get((n_tokens, top_k))
+    if recording() is not None:
+        return make_frame(pool, layer, n_tokens, top_k)
     if held is None or held[0] != pool.generation:
         frame = make_frame(pool, layer, n_tokens, top_k)
         if len(layer.frames) >= _MOST_FRAMES:

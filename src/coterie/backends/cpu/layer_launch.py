@@ -24,6 +24,8 @@ from coterie.backends.cpu.product import MAX_ROWS
 
 SIZES, PREPARE, UP_PREPARE, GATE_UP, DOWN, EACH, SUM, PHASES, ROWS = range(9)
 WORDS = 24
+MOST_PHASES = WORDS // 4
+"""Room for the phases of a layer."""
 
 # Words of SIZES. Addresses: of the frame itself, of the jobs' functions, and of tables.
 AT, N_TOKENS, TOP_K, N_EXPERTS, N_THREADS, SMALLEST, COUNTS, TOKENS, WEIGHTS, TOKEN_PLACES = range(10)
@@ -103,9 +105,17 @@ def _place_preparation(
 
 @njit
 def launch(block, frame, x, x_stride, ids, weights, out, out_stride):
-    """Run a layer; False, and nothing run, if no row has any weight.
+    """Run a layer; False, and nothing run, if no row has any weight. The arguments are those of `plan_layer`."""
+    n_phases = plan_layer(frame, x, x_stride, ids, weights, out, out_stride)
+    run_phases(block, frame[SIZES, AT] + 8 * WORDS * PHASES, n_phases)
+    return n_phases > 0
 
-    All but the frame are integers: the pool's block, the addresses of x f32 [T, H], ids u32 and weights f32 [T, k] and
+
+@njit
+def plan_layer(frame, x, x_stride, ids, weights, out, out_stride):
+    """Write the words and phases of a layer's jobs; the number of phases, 0 if no row has any weight.
+
+    All but the frame are integers: the addresses of x f32 [T, H], ids u32 and weights f32 [T, k] and
     out f32 [T, N], strides in bytes.
     """
     sizes, first = frame[SIZES], frame[PREPARE]
@@ -116,16 +126,13 @@ def launch(block, frame, x, x_stride, ids, weights, out, out_stride):
         inputs, sizes[WEIGHTS], first[prepare.PREPARED], first[prepare.PREPARED_STRIDE],
     )  # fmt: skip
     if n_groups == 0:
-        return False
+        return 0
     n_phases = _prepare(frame, x, x_stride, n_groups)
     if n_rows <= FEW_ROWS * n_groups:
         n_phases = _gate_up_each(frame, n_phases, n_groups)
-        n_phases = _down_by_expert(frame, n_phases, n_groups, out, out_stride)
-    else:
-        n_phases = _gate_up(frame, n_phases, n_groups)
-        n_phases = _down(frame, n_phases, n_groups, out, out_stride)
-    run_phases(block, sizes[AT] + 8 * WORDS * PHASES, n_phases)
-    return True
+        return _down_by_expert(frame, n_phases, n_groups, out, out_stride)
+    n_phases = _gate_up(frame, n_phases, n_groups)
+    return _down(frame, n_phases, n_groups, out, out_stride)
 
 
 @njit

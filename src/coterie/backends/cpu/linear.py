@@ -19,6 +19,7 @@ from coterie.backends.cpu.matrix import Matrix
 from coterie.backends.cpu.pool import Pool, address_of, get_pool, run_phases
 from coterie.backends.cpu.prepare import WORTH_WAKING as WORTH_PREPARING
 from coterie.backends.cpu.prepare import X_STRIDE, X, job
+from coterie.backends.cpu.recording import recording
 
 _MOST_REMEMBERED = 8
 """Frames of so many rows at most are remembered."""
@@ -68,6 +69,7 @@ def linears(x: np.ndarray, matrices: Matrices) -> list[np.ndarray]:
         for begin in range(0, n_rows, step):
             frame = frame_for(pool, matrices, min(step, n_rows - begin))
             launch(pool.block, frame, x_at + begin * rows.strides[0], rows.strides[0], out_at, begin, n_rows)
+            record(frame, matrices, rows, out)
     products, begin = [], 0
     for matrix in matrices.all:
         end = begin + n_rows * matrix.n_rows
@@ -81,10 +83,10 @@ def frame_for(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
     tens of microseconds each, and putting the words together in Python took as long.
     """
     held = matrices.frames.get(n_rows)
-    if held is not None and held[0] == pool.generation:
+    if held is not None and held[0] == pool.generation and recording() is None:
         return held[1]
     frame = _make_frame(pool, matrices, n_rows)
-    if n_rows <= _MOST_REMEMBERED:
+    if n_rows <= _MOST_REMEMBERED and recording() is None:
         matrices.frames[n_rows] = (pool.generation, frame)
     return frame
 
@@ -124,6 +126,13 @@ def _make_frame(pool: Pool, matrices: Matrices, n_rows: int) -> np.ndarray:
         at + 8 * phases_at, at + 8 * _HEAD, n_preparations,
     ])  # fmt: skip
     return frame
+
+
+def record(frame: np.ndarray, *kept: Any) -> None:
+    """Add the jobs of a frame that has just run to the recording that is on, if one is."""
+    own = recording()
+    if own is not None:
+        own.add(int(frame[PHASES]), int(frame[N_PREPARATIONS]) + 1, frame, *kept)
 
 
 def _put(frame: np.ndarray, place: int, words: Sequence[int]) -> None:

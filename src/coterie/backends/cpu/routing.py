@@ -7,6 +7,7 @@ import numpy as np
 from numba import types
 
 from coterie.backends.cpu.jit import njit
+from coterie.backends.cpu.recording import not_recorded
 from coterie.errors import NumericError
 from coterie.ops.routing import SIGMOID_SUM_FLOOR, RouteSpec
 
@@ -15,6 +16,7 @@ _NO_VECTOR = np.zeros(0, np.float32)
 
 def route(logits: np.ndarray, spec: RouteSpec) -> tuple[np.ndarray, np.ndarray]:
     """ids uint32 [T, k] and weights f32 [T, k] for logits f32 [T, E]."""
+    not_recorded()
     ids = np.empty((len(logits), spec.top_k), np.uint32)
     weights = np.empty(ids.shape, np.float32)
     check_routed(route_rows(logits, ids, weights, *settings_of(spec)))

@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 
 from coterie.backends.cpu import isa
-from coterie.backends.cpu.atoms import load_f32, store_f32
+from coterie.backends.cpu.atoms import load_f32, load_i64, store_f32
 from coterie.backends.cpu.gathered import WORTH_WAKING
 from coterie.backends.cpu.isa import ISAS
 from coterie.backends.cpu.kernels.attend import (
@@ -31,14 +31,16 @@ from coterie.backends.cpu.kernels.attend import (
     tile_width,
     transpose_square,
 )
-from coterie.backends.cpu.pool import address_of, get_pool
+from coterie.backends.cpu.pool import Pool, address_of, get_pool
 from coterie.backends.cpu.prepare import job
+from coterie.backends.cpu.recording import not_recorded
 
 QUERIES, KEYS, KEYS_HEAD, KEYS_SLOT, VALUES, VALUES_HEAD, VALUES_SLOT = range(7)
-OUT, KEY_DIMS, VALUE_DIMS, CAPACITY, N_HEADS, GROUP, N_TOKENS, START, WINDOW = range(7, 16)
+OUT, KEY_DIMS, VALUE_DIMS, CAPACITY, N_HEADS, GROUP, N_TOKENS, POSITION, WINDOW = range(7, 16)
 TOKENS_A_UNIT, N_UNITS, N_KV_HEADS, FACTORS, SCRATCH, SCRATCH_STRIDE = range(16, 22)
 ROWS, SCORES, MIXED, STATE, PANEL, COPY = range(22, 28)
 LANES, WIDTH, BLOCK_WIDTH, PADDED_VALUES = range(28, 32)
+N_WORDS = 32
 
 _BLOCK = 64
 """Keys that are met at a time."""
@@ -58,34 +60,61 @@ def attend(
     scale: float,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    n_tokens, n_heads, key_dims = queries.shape
-    n_kv_heads, capacity, value_dims = values.shape
-    group = n_heads // n_kv_heads
-    queries = np.ascontiguousarray(queries, np.float32)
-    out = np.empty((n_tokens, n_heads, value_dims), np.float32)
-    tokens_a_unit = max(1, min(n_tokens, min(_MOST_ROWS, _ROW_NUMBERS // key_dims) // group))
-    n_units = -(-n_tokens // tokens_a_unit) * n_kv_heads
-    pool, current = get_pool(), isa.current()
-    width = tile_width(current)
-    places, stride = _scratch(tokens_a_unit * group, key_dims, value_dims, width)
-    factors = _factors(scale, n_heads) if sinks is None else np.append(sinks, np.float32(scale)).astype(np.float32)
+    not_recorded()
+    n_tokens, n_heads, _ = queries.shape
+    queries, position = np.ascontiguousarray(queries, np.float32), np.array([start], np.int64)
+    out = np.empty((n_tokens, n_heads, values.shape[-1]), np.float32)
+    pool, factors = get_pool(), factors_of(scale, n_heads, sinks)
     seen = min(start + n_tokens, window or start + n_tokens)
-    index = ISAS.index(current)
     with pool.lock:
-        words = [
-            address_of(queries), address_of(keys), *keys.strides[:2], address_of(values), *values.strides[:2],
-            address_of(out), key_dims, value_dims, capacity, n_heads, group, n_tokens, start, window or _EVERYTHING,
-            tokens_a_unit, n_units, n_kv_heads, address_of(factors), pool.buffer("attention", pool.n_threads * stride),
-            stride, *places, current.lanes, width, _padded(_BLOCK, width), _padded(value_dims, width),
+        function, words, n_units = attention_job(pool, queries.shape, values.shape, window, factors)
+        words[QUERIES], words[OUT], words[POSITION] = address_of(queries), address_of(out), address_of(position)
+        words[KEYS : VALUES_SLOT + 1] = [
+            address_of(keys), *keys.strides[:2], address_of(values), *values.strides[:2],
         ]  # fmt: skip
-        worth = n_tokens * n_heads * seen * (key_dims + value_dims) >= WORTH_WAKING
-        pool.run((job(f"attend.{index}", lambda: _make_job(index)), pool.place(words), n_units, worth))
+        pool.run((function, pool.place(words), n_units, worth_sharing(queries.shape, values.shape[-1], seen)))
     return out
 
 
+def attention_job(
+    pool: Pool,
+    queries: tuple[int, int, int],
+    values: tuple[int, int, int],
+    window: int | None,
+    factors: np.ndarray,
+) -> tuple[int, list[int], int]:
+    """The job, its words but for the places of arrays and the position, and its units: for queries [T, Hq, D] and a
+    store of values [Hkv, capacity, Dv]. POSITION is the address of an int64; the pool must be held.
+    """
+    (n_tokens, n_heads, key_dims), (n_kv_heads, capacity, value_dims) = queries, values
+    group, current = n_heads // n_kv_heads, isa.current()
+    tokens_a_unit = max(1, min(n_tokens, min(_MOST_ROWS, _ROW_NUMBERS // key_dims) // group))
+    n_units = -(-n_tokens // tokens_a_unit) * n_kv_heads
+    width, index = tile_width(current), ISAS.index(current)
+    places, stride = _scratch(tokens_a_unit * group, key_dims, value_dims, width)
+    words = [
+        0, 0, 0, 0, 0, 0, 0, 0, key_dims, value_dims, capacity, n_heads, group, n_tokens, 0, window or _EVERYTHING,
+        tokens_a_unit, n_units, n_kv_heads, address_of(factors), pool.buffer("attention", pool.n_threads * stride),
+        stride, *places, current.lanes, width, _padded(_BLOCK, width), _padded(value_dims, width),
+    ]  # fmt: skip
+    return job(f"attend.{index}", lambda: _make_job(index)), words, n_units
+
+
+def worth_sharing(queries: tuple[int, int, int], value_dims: int, seen: int) -> bool:
+    """Whether a second thread gains more by helping queries [T, Hq, D] with so many positions than it costs to wake."""
+    n_tokens, n_heads, key_dims = queries
+    return n_tokens * n_heads * seen * (key_dims + value_dims) >= WORTH_WAKING
+
+
+def factors_of(scale: float, n_heads: int, sinks: np.ndarray | None) -> np.ndarray:
+    """f32 [Hq + 1]: sinks, which take no share of any softmax where there are none, and the scale behind them."""
+    if sinks is None:
+        return _without_sinks(scale, n_heads)
+    return np.append(sinks, np.float32(scale)).astype(np.float32)
+
+
 @functools.cache
-def _factors(scale: float, n_heads: int) -> np.ndarray:
-    """Sinks that take no share of any softmax, and the scale behind them."""
+def _without_sinks(scale: float, n_heads: int) -> np.ndarray:
     return np.append(np.full(n_heads, -np.inf, np.float32), np.float32(scale))
 
 
@@ -146,10 +175,11 @@ def _share(
     numba.literally(index)
     lanes, block_width, mixed_stride = a[LANES], a[BLOCK_WIDTH], 4 * a[PADDED_VALUES]
     scores, mixed, state = scratch + a[SCORES], scratch + a[MIXED], scratch + a[STATE]
+    start = load_i64(a[POSITION], 0)
     n_padded = (count + lanes - 1) // lanes * lanes
     for row in range(n_rows):
         line = scores + 4 * row * block_width
-        query = a[START] + first_token + row // a[GROUP]
+        query = start + first_token + row // a[GROUP]
         hidden_before = max(0, min(count, query + 1 - a[WINDOW] - position))
         visible = max(hidden_before, min(count, query + 1 - position))
         for j in range(hidden_before):
@@ -230,8 +260,9 @@ def _make_job(index: int) -> Any:
         n_tokens = min(a[TOKENS_A_UNIT], a[N_TOKENS] - first_token)
         n_rows, scratch = n_tokens * a[GROUP], a[SCRATCH] + thread * a[SCRATCH_STRIDE]
         _begin_rows(index, a, n_rows, first_token, head, scratch)
-        position = max(0, a[START] + first_token + 1 - a[WINDOW])
-        end, fresh = a[START] + first_token + n_tokens, 1
+        start = load_i64(a[POSITION], 0)
+        position = max(0, start + first_token + 1 - a[WINDOW])
+        end, fresh = start + first_token + n_tokens, 1
         while position < end:
             slot = position % a[CAPACITY]
             count = min(_BLOCK, min(end - position, a[CAPACITY] - slot))

@@ -15,6 +15,7 @@ from coterie.backends.cpu.columns import multiply_columns
 from coterie.backends.cpu.decoder.matrices import dense_part
 from coterie.backends.cpu.gathered import gathered
 from coterie.backends.cpu.matrix import matrix_for
+from coterie.backends.cpu.recording import not_recorded
 from coterie.formats import Packed
 
 Weight = Packed | np.ndarray
@@ -35,6 +36,7 @@ def attend_latent(
     *,
     key_transposed: bool,
 ) -> np.ndarray:
+    not_recorded()
     seen = start + len(queries)
     latents, keys = latents[0, :seen], keys[0, :seen]
     queries, turned = queries * np.float32(scale), turned * np.float32(scale)

@@ -7,6 +7,7 @@ import numpy as np
 
 from coterie.arrays import bfloat16
 from coterie.backends.cpu import isa
+from coterie.backends.cpu.decoder.recorded_step import recorded_step
 from coterie.backends.cpu.jit import njit
 from coterie.backends.cpu.linear import Matrices
 from coterie.backends.cpu.linear import linears as products
@@ -69,6 +70,9 @@ def remembered(name: str, arrays: Sequence[Weight | None], make: Callable[[], Re
 def embed(weight: Weight, ids: Sequence[int], scale: float = 1.0) -> np.ndarray:
     rows = dense_part(weight, np.asarray(ids, np.intp))
     rows *= np.float32(scale)
+    step = recorded_step()
+    if step is not None:
+        step.embedded(weight, scale, rows)
     return rows
 
 

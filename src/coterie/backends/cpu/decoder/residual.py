@@ -43,16 +43,14 @@ def add_norms(
     n_rows, size = h.shape
     weights = (*(weight for _, weight in branches), after, scalar, *befores)
     key = ("add_norms", h.shape, len(branches), eps, *map(id, weights))
-    frame = frames.get(key, n_rows, lambda: _make(n_rows, size, branches, after, scalar, befores, eps))
     out = np.empty((1 + len(befores), n_rows, size), np.float32)
+    stream, first, second = (np.ascontiguousarray(x, np.float32) for x in (h, branches[0][0], branches[-1][0]))
     pool = get_pool()
     with pool.lock:
-        _launch(pool.block, frame.memory, _rows(h), _rows(branches[0][0]), _rows(branches[-1][0]), out)
+        frame = frames.get(pool, key, n_rows, lambda: _make(n_rows, size, branches, after, scalar, befores, eps))
+        _launch(pool.block, frame.memory, stream, first, second, out)
+        frame.record(stream, first, second, out)
     return out[0], list(out[1:])
-
-
-def _rows(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x, np.float32)
 
 
 def _make(

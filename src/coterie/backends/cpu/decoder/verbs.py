@@ -1,27 +1,29 @@
 """The verbs together: functions of this room, and the CPU back end's own where they compute with weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from coterie.backends import cpu
-from coterie.backends.cpu.decoder import attention, branches, elementwise, latent, matrices, residual
+from coterie.backends.cpu.decoder import attention, branches, elementwise, heads, latent, matrices, residual
 from coterie.backends.cpu.decoder.frames import Frames
 from coterie.backends.cpu.decoder.matrices import Weight
 from coterie.backends.cpu.decoder.row_by_row import parts_of, rows_at_a_time
+from coterie.backends.cpu.decoder.steps import Compute, PlayedSteps, Records
 from coterie.ops import RouteSpec, Routing
 
 
 @dataclass(frozen=True, slots=True)
 class Verbs:
     """precision: of products with weights, as in `coterie.moe`; everything else is in f32. frames: what is remembered
-    of calls.
+    of calls. records: recorded steps that nobody uses.
     """
 
     precision: str = "default"
     frames: Frames = field(default_factory=Frames, compare=False, repr=False)
+    records: Records = field(default_factory=Records, compare=False, repr=False)
 
     adopt = staticmethod(matrices.adopt)
     attend = staticmethod(attention.attend)
@@ -36,7 +38,7 @@ class Verbs:
 
     @property
     def row_by_row(self) -> "Verbs":
-        return RowByRow(self.precision, self.frames)
+        return RowByRow(self.precision, self.frames, self.records)
 
     def linear(self, x: np.ndarray, weight: Weight, *, exact: bool = False) -> np.ndarray:
         return self.linears(x, (weight,), (None,), exact=exact)[0]
@@ -53,12 +55,15 @@ class Verbs:
     def moe(self, x: np.ndarray, routing: Routing, experts: Any) -> np.ndarray:
         return cpu.moe(x, routing, experts.native, self.precision)
 
+    def attend_rows(self, *arguments: Any) -> np.ndarray:
+        return heads.attend_rows(self.frames, *arguments)
+
     def add_norms(self, *arguments: Any) -> tuple[np.ndarray, list[np.ndarray]]:
         return residual.add_norms(self.frames, *arguments)
 
     def mlp(self, x: np.ndarray, gate: Weight, up: Weight, down: Weight, activation: str) -> np.ndarray:
         if self._is_step(x):
-            return branches.mlp(x, gate, up, down, activation, self.precision)
+            return branches.mlp(self.frames, x, gate, up, down, activation, self.precision)
         gate_x, up_x = self.linears(x, (gate, up), (None, None))
         return self.linear(self.glu(gate_x, up_x, activation), down)
 
@@ -66,13 +71,16 @@ class Verbs:
         self, x: np.ndarray, seen: np.ndarray, router: Weight, bias: np.ndarray | None, spec: RouteSpec, experts: Any
     ) -> np.ndarray:
         if self._is_step(x):
-            return branches.routed_experts(x, seen, router, bias, spec, experts.native, self.precision)
+            return branches.routed_experts(self.frames, x, seen, router, bias, spec, experts.native, self.precision)
         logits = self.linears(seen, (router,), (bias,), exact=True)[0]
         return self.moe(x, self.route(logits, spec), experts)
 
     def _is_step(self, x: np.ndarray) -> bool:
         """Whether a branch of a layer takes so few rows in one call."""
         return len(x) <= branches.MOST_ROWS
+
+    def steps(self, compute: Compute, caches: Sequence[Any], frequencies: Mapping[Any, np.ndarray]) -> PlayedSteps:
+        return PlayedSteps(compute, caches, frequencies, self.records)
 
     def to_numpy(self, x: np.ndarray) -> np.ndarray:
         return x

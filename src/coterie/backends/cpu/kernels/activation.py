@@ -19,6 +19,8 @@ VECTOR_ACTIVATIONS = ("silu", "gelu_tanh", "relu", "swiglu_clamped")
 _GELU_SLOPE, _GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715
 _CLAMP_LIMIT, _CLAMP_SLOPE = 7.0, 1.702
 _EXP_COEFFICIENTS = tuple(1.0 / math.factorial(power) for power in range(7, -1, -1))
+_TANH_SMALL = 0.4
+_TANH_COEFFICIENTS = (-1382 / 155925, 62 / 2835, -17 / 315, 2 / 15, -1 / 3, 1.0)
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 
@@ -71,6 +73,42 @@ def _sigmoid(v: Vectors, value: Any) -> Any:
     b = v.builder
     one = v.floats_of(1.0)
     return b.fdiv(one, b.fadd(one, exponential(v, b.fneg(value))))
+
+
+@intrinsic(prefer_literal=True)
+def softcap_vectors(_context: Any, isa: Any, x: Any, cap: Any, out: Any, count: Any) -> Any:
+    """out[i] = cap * tanh(x[i] / cap) at addresses of f32, for `count` numbers, whole vectors of them; `isa` indexes
+    `ISAS` and is literal.
+    """
+    chosen = ISAS[isa.literal_value]
+
+    def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        v = Vectors(builder, chosen)
+        _, x, cap, out, count = args
+        caps = v.splat(cap)
+        with v.loop(builder.sdiv(count, v.integer(v.lanes))) as step:
+            offset = builder.mul(step, v.integer(4 * v.lanes))
+            value = builder.fdiv(v.load(v.floats, builder.add(x, offset)), caps)
+            v.store(builder.fmul(caps, _tanh(v, value)), builder.add(out, offset))
+        return context.get_dummy_value()
+
+    return types.void(isa, types.int64, types.float32, types.int64, types.int64), codegen
+
+
+def _tanh(v: Vectors, value: Any) -> Any:
+    """(1 - e^-2x) / (1 + e^-2x) for x >= 0, a power series for small x, where that difference would lose digits."""
+    b = v.builder
+    sign = b.and_(b.bitcast(value, v.ints), v.ints_of(-(1 << 31)))
+    magnitude = b.bitcast(b.xor(b.bitcast(value, v.ints), sign), v.floats)
+    power = exponential(v, b.fmul(magnitude, v.floats_of(-2.0)))
+    one = v.floats_of(1.0)
+    large = b.bitcast(b.or_(b.bitcast(b.fdiv(b.fsub(one, power), b.fadd(one, power)), v.ints), sign), v.floats)
+    square = b.fmul(value, value)
+    series = v.floats_of(_TANH_COEFFICIENTS[0])
+    for coefficient in _TANH_COEFFICIENTS[1:]:
+        series = v.fma(series, square, v.floats_of(coefficient))
+    is_small = b.fcmp_ordered("<", magnitude, v.floats_of(_TANH_SMALL))
+    return b.select(is_small, b.fmul(series, value), large)
 
 
 def exponential(v: Vectors, value: Any) -> Any:
