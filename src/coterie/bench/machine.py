@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ _DISTRIBUTIONS = (
     "mlx",
     "mlx-lm",
     "torch",
+    "triton",
     "transformers",
     "onnxruntime",
     "llama-cpp-python",
@@ -59,6 +62,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def command() -> str:
+    """How this process was called, by the program's bare name."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def system() -> str:
+    """The operating system by name."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
 def hardware(n_threads: int, instruction_set: str) -> dict[str, Any]:
     """The machine as it stands: names, sizes in bytes, and how busy it was (load average of a minute)."""
     huge = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled"))
@@ -71,6 +84,6 @@ def hardware(n_threads: int, instruction_set: str) -> dict[str, Any]:
         "last_level_cache": last_level_cache(),
         "memory": int(memory[1]) << 10 if memory else None,
         "transparent_huge_pages": huge[1] if huge else None,
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": system(),
         "load_average": round(os.getloadavg()[0], 2),
     }

@@ -12,7 +12,6 @@ from rich.text import Text
 from coterie.backends.cpu import describe
 from coterie.bench import machine
 from coterie.bench.model import Report, Settings
-from coterie.bench.record import command
 
 Figures = dict[str, Any]
 SCHEMA = 1
@@ -22,7 +21,7 @@ def record(settings: Settings, report: Report) -> Figures:
     """The machine, versions, the command, and every figure in SI units."""
     return {
         "schema": SCHEMA,
-        "command": command(),
+        "command": machine.command(),
         "hardware": machine.hardware(report.threads, describe()),
         "versions": machine.versions(),
         "settings": {**asdict(settings), "peers": list(settings.peers)},

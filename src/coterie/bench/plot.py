@@ -21,8 +21,11 @@ from coterie.bench.shapes import SHAPES
 _INK, _FAINT, _PAPER = "#22252b", "#9aa1ac", "#ffffff"
 _OURS = ("#d1495b", "#e07b39", "#8f2d56")
 _PEERS = ("#2e6f95", "#5b8c5a", "#8d6a9f", "#b08900", "#4f5d75", "#3a9188")
-_MARKERS = {"4bit": "o", "8bit": "s", "mxfp4": "D"}
-_TITLES = {"4bit": "4 bits, group 64", "8bit": "8 bits, group 64", "mxfp4": "mxfp4"}
+_MARKERS = {"4bit": "o", "8bit": "s", "mxfp4": "D", "bf16": "^"}
+_TITLES = {"4bit": "4 bits, group 64", "8bit": "8 bits, group 64", "mxfp4": "mxfp4", "bf16": "bf16"}
+_PEAKS = {"bf16": "bf16_rate", "int8": "int8_rate", "f32": "f32_rate"}
+_SOLID = ("f32", "bf16")
+"""Peaks of the arithmetic that a layer is written in; the others are dashed."""
 
 Figures = dict[str, Any]
 
@@ -52,7 +55,7 @@ def write(record: Figures, path: Path) -> None:
                 axis.set_xlabel("arithmetic intensity   [FLOP / byte of touched experts]", color=_INK)
                 axis.tick_params(labelbottom=True)
             if place % columns == 0:
-                axis.set_ylabel("GFLOP/s", color=_INK)
+                axis.set_ylabel(f"{_unit(record['limits'])[1]}FLOP/s", color=_INK)
         figure.savefig(path, dpi=150, facecolor=_PAPER)
         plt.close(figure)
 
@@ -71,21 +74,22 @@ def _intensity(row: Figures) -> float:
 
 
 def _extent(record: Figures) -> tuple[float, float, float, float]:
-    """Of both axes, with room on every side; rates in GFLOP/s."""
+    """Of both axes, with room on every side; rates in the unit of `_unit`."""
     across = [_intensity(row) for row in record["rows"]]
-    rates = [row["flop_rate"]["median"] / 1e9 for row in record["rows"]]
-    peaks = [record["limits"][name]["median"] / 1e9 for name in ("f32_rate", "int8_rate") if record["limits"][name]]
-    return min(across) / 1.7, max(across) * 1.7, min(rates) / 3, max(*rates, *peaks) * 1.5
+    unit = _unit(record["limits"])[0]
+    rates = [row["flop_rate"]["median"] / unit for row in record["rows"]]
+    return min(across) / 1.7, max(across) * 1.7, min(rates) / 3, max(*rates, *_peaks(record["limits"]).values()) * 1.5
 
 
 def _panel(axis: Any, record: Figures, rows: list[Figures], colours: dict[str, str], limits: tuple[float, ...]) -> None:
     left, right, bottom, top = limits
     axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
     _roof(axis, record["limits"], left, right, bottom)
+    unit = _unit(record["limits"])[0]
     for row in sorted(rows, key=lambda row: row["kind"] == "coterie"):
         rate, own = row["flop_rate"], row["kind"] == "coterie"
-        x, y = _intensity(row), rate["median"] / 1e9
-        spread = [[y - rate["low"] / 1e9], [rate["high"] / 1e9 - y]]
+        x, y = _intensity(row), rate["median"] / unit
+        spread = [[y - rate["low"] / unit], [rate["high"] / unit - y]]
         colour = colours[row["kernel"]]
         axis.errorbar(x, y, spread, color=colour, elinewidth=0.8, alpha=0.45, zorder=3)
         axis.plot(x, y, **_mark(row["format"], colour), markersize=8.5 if own else 6, zorder=5 if own else 4)
@@ -114,7 +118,8 @@ def _mark(format_name: str, colour: str) -> dict[str, Any]:
 
 def _roof(axis: Any, limits: Figures, left: float, right: float, bottom: float) -> None:
     """The slope of memory, with its range as a band, up to the highest peak; a line for each peak."""
-    bandwidth = {name: limits["read_bandwidth"][name] / 1e9 for name in ("median", "low", "high")}
+    unit, letter = _unit(limits)
+    bandwidth = {name: limits["read_bandwidth"][name] / unit for name in ("median", "low", "high")}
     levels = _peaks(limits)
     x, highest = np.geomspace(left, right, 400), max(levels.values())
     low, high = (np.minimum(bandwidth[name] * x, highest) for name in ("low", "high"))
@@ -122,25 +127,30 @@ def _roof(axis: Any, limits: Figures, left: float, right: float, bottom: float) 
     ridge = highest / bandwidth["median"]
     axis.plot([left, ridge], [bandwidth["median"] * left, highest], color=_INK, linewidth=1.6, zorder=2)
     for name, level in levels.items():
-        dashes = "-" if name == "f32" else (0, (5, 2))
+        dashes = "-" if name in _SOLID else (0, (5, 2))
         begin = max(left, level / bandwidth["median"])
         axis.plot([begin, right], [level, level], color=_INK, linewidth=1.3, linestyle=dashes, zorder=2)
-    _name_slope(axis, bandwidth, max(left, bottom / bandwidth["median"]), min(ridge, right))
+    _name_slope(axis, bandwidth, f"{letter}B/s", max(left, bottom / bandwidth["median"]), min(ridge, right))
 
 
 def _peaks(limits: Figures) -> dict[str, float]:
-    """The peak rates in G operations a second, by name."""
-    names = {"int8": "int8_rate", "f32": "f32_rate"}
-    return {name: limits[key]["median"] / 1e9 for name, key in names.items() if limits[key]}
+    """The peak rates by name, as far as they were measured, in the unit of `_unit`."""
+    unit = _unit(limits)[0]
+    return {name: limits[key]["median"] / unit for name, key in _PEAKS.items() if limits.get(key)}
 
 
-def _name_slope(axis: Any, bandwidth: dict[str, float], foot: float, ridge: float) -> None:
+def _unit(limits: Figures) -> tuple[float, str]:
+    """How many operations, or bytes, a second are one, and its letter: tera for GPUs, giga for processors."""
+    return (1e12, "T") if "bf16_rate" in limits else (1e9, "G")
+
+
+def _name_slope(axis: Any, bandwidth: dict[str, float], unit: str, foot: float, ridge: float) -> None:
     """The bandwidth in words, along the upper edge of its band."""
     middle = float(np.sqrt(foot * ridge))
     places = axis.transData.transform([(middle, middle), (2 * middle, 2 * middle)])
     angle = float(np.degrees(np.arctan2(*(places[1] - places[0])[::-1])))
     axis.annotate(
-        f"reads {bandwidth['median']:.1f} GB/s", (middle, bandwidth["high"] * middle), xytext=(-4, 4),
+        f"reads {bandwidth['median']:.3g} {unit}", (middle, bandwidth["high"] * middle), xytext=(-4, 4),
         textcoords="offset points", rotation=angle, rotation_mode="anchor", ha="center", va="bottom", color=_INK,
         fontsize=8, zorder=6,
     )  # fmt: skip
@@ -170,13 +180,11 @@ def _token_marks(axis: Any, rows: list[Figures], bottom: float) -> None:
 
 def _furniture(figure: Any, record: Figures, colours: dict[str, str], size: tuple[float, float]) -> None:
     """Title, machine and legend around the panels; distances in inches, so that every size looks the same."""
-    hardware = record["hardware"]
     height = size[1]
     figure.text(
         0.35 / size[0], 1 - 0.36 / height, "Experts layers against the roofline", fontsize=15, fontweight="bold"
     )
-    isa = hardware["instruction_set"].partition(":")[0]
-    machine = f"{hardware['cpu']} · {hardware['threads']} threads · {isa} · medians, bars from lowest to highest round"
+    machine = f"{_machine(record['hardware'])} · medians, bars from lowest to highest round"
     figure.text(0.35 / size[0], 1 - 0.62 / height, machine, fontsize=9, color="#5d646f")
     kernels = [
         Line2D([], [], marker="o", linestyle="", color=colour, markersize=7, label=name)
@@ -197,3 +205,9 @@ def _furniture(figure: Any, record: Figures, colours: dict[str, str], size: tupl
         hspace=0.17,
         wspace=0.06,
     )
+
+
+def _machine(hardware: Figures) -> str:
+    if "gpu" in hardware:
+        return str(hardware["gpu"])
+    return f"{hardware['cpu']} · {hardware['threads']} threads · {hardware['instruction_set'].partition(':')[0]}"

@@ -1,8 +1,6 @@
 """A report as a JSON object: the machine, versions, the command, and every figure in SI units."""
 
 import json
-import shlex
-import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ def record(settings: Settings, report: Report, external: list[dict[str, Any]]) -
     """`external`: what a foreign benchmark printed, line by line."""
     return {
         "schema": SCHEMA,
-        "command": command(),
+        "command": machine.command(),
         "hardware": machine.hardware(report.threads, describe()),
         "versions": machine.versions(),
         "settings": {**asdict(settings), **{name: list(getattr(settings, name)) for name in _LISTS}},
@@ -30,11 +28,6 @@ def record(settings: Settings, report: Report, external: list[dict[str, Any]]) -
 
 
 _LISTS = ("shapes", "formats", "tokens", "peers", "modes")
-
-
-def command() -> str:
-    """How this process was called, by the program's bare name."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -90,12 +90,12 @@ def notes(record: Figures) -> Group:
     ]
     kernels = {(row["kernel"], row["note"]): None for row in record["rows"] if row["note"]}
     lines += [Text(f"{kernel}: {note}", style="dim") for kernel, note in kernels]
-    for refusal in _joined(record["refusals"]):
+    for refusal in joined(record["refusals"]):
         lines.append(Text(refusal, style="dim"))
     return Group(*lines)
 
 
-def _joined(refusals: Iterable[Figures]) -> list[str]:
+def joined(refusals: Iterable[Figures]) -> list[str]:
     """One line for each who and why, with all the places."""
     places: dict[tuple[str, str], list[str]] = {}
     for refusal in refusals:

@@ -18,6 +18,8 @@ from coterie.ops.routing import Routing
 
 _TABLE = 4096
 """Different scales in a matrix."""
+SCALE_RANGE = (0.6, 1.4)
+"""Magnitudes of random scales of an affine format, in steps."""
 _E2M1_RMS = 2.93
 """Root mean square of the sixteen E2M1 values."""
 N_CHECKED = 2
@@ -49,15 +51,23 @@ def random_bytes(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return words.view(np.uint8).reshape(shape)
 
 
+def affine_step(bits: int, n_inputs: int, spread: float | None = None) -> float:
+    """The scale that gives weights of uniform codes of `bits` bits a standard deviation of `spread`: 1 / sqrt(n_inputs)
+    if not given.
+    """
+    return (1 / math.sqrt(n_inputs) if spread is None else spread) / math.sqrt((4.0**bits - 1) / 12)
+
+
+def e8m0_scale(n_inputs: int, spread: float | None = None) -> int:
+    """The E8M0 byte whose power of two comes nearest to that, for uniform E2M1 codes."""
+    return 127 + round(math.log2((1 / math.sqrt(n_inputs) if spread is None else spread) / _E2M1_RMS))
+
+
 def affine_scale(
     rng: np.random.Generator, bits: int, n_inputs: int, size: int, spread: float | None = None
 ) -> np.ndarray:
-    """f32 [size] scales of random magnitude and sign for uniform codes of `bits` bits, so that weights have a standard
-    deviation near `spread`: 1 / sqrt(n_inputs) if not given.
-    """
-    of_codes = math.sqrt((4.0**bits - 1) / 12)
-    wanted = 1 / math.sqrt(n_inputs) if spread is None else spread
-    magnitude = rng.uniform(0.6, 1.4, size).astype(np.float32) * np.float32(wanted / of_codes)
+    """f32 [size] scales of random magnitude and sign, near `affine_step`."""
+    magnitude = rng.uniform(*SCALE_RANGE, size).astype(np.float32) * np.float32(affine_step(bits, n_inputs, spread))
     return np.asarray(magnitude * rng.choice(np.array([-1, 1], np.float32), size))
 
 
@@ -83,9 +93,7 @@ def random_packed(
         middle = 1 << (fmt.bits - 1) if whole_offsets else ((1 << fmt.bits) - 1) / 2
         offsets = (-table.astype(np.float32) * middle).astype(bfloat16)
         return Packed(codes, table[choice], offsets[choice], fmt.bits, fmt.group_size, fmt.mode)
-    wanted = 1 / math.sqrt(n_inputs) if spread is None else spread
-    exponent = 127 + round(math.log2(wanted / _E2M1_RMS))
-    table = (exponent + rng.integers(-1, 2, _TABLE)).astype(np.uint8)
+    table = (e8m0_scale(n_inputs, spread) + rng.integers(-1, 2, _TABLE)).astype(np.uint8)
     return Packed(codes, table[choice], None, fmt.bits, fmt.group_size, fmt.mode)
 
 

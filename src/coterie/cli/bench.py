@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli import bench_cuda
 from coterie.cli.bench_bridge import bridge
 from coterie.cli.bench_model import model
 from coterie.cli.console import print_json, say, stdout, visible
@@ -21,25 +22,41 @@ bench.command()(model)
 bench.command()(bridge)
 
 _QUICK = {"shapes": "gemma4,qwen3", "formats": "4bit", "peers": "none", "repeats": 5, "seconds": 0.1}
+_SECONDS_ON_CUDA = 0.004
 
 Shapes = Annotated[str | None, typer.Option(help="gemma4, qwen3, mixtral, gpt-oss, or all.", show_default="all")]
-Formats = Annotated[str | None, typer.Option(help="4bit, 8bit, mxfp4, or all.", show_default="all")]
+Formats = Annotated[str | None, typer.Option(help="4bit, 8bit, mxfp4, on cuda bf16, or all.", show_default="all")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; one for each core if not given.")]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Rounds.", show_default="7")]
 Seconds = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Least seconds of calls in a row, for each row and round.", show_default="0.1"),
+    typer.Option(
+        min=0.0, help="Least seconds of calls in a row, for each row and round.", show_default="0.1; 0.004 on cuda"
+    ),
 ]
 
 
 @bench.command()
 def ops(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shapes: Shapes = None,
     formats: Formats = None,
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens, with commas between.")] = "1,64,512",
-    modes: Annotated[str, typer.Option(help="This library's modes, or all.")] = "all",
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Numbers of tokens, with commas between.", show_default="1,64,512; 1,8,64,512,4096 on cuda"),
+    ] = None,
+    modes: Annotated[str | None, typer.Option(help="This library's modes, or all.", show_default="all")] = None,
     peers: Annotated[
-        str | None, typer.Option(help="mlx, torch, onnxruntime, llama.cpp, all, or none.", show_default="all")
+        str | None,
+        typer.Option(
+            help="mlx, torch, onnxruntime, llama.cpp; on cuda torch, transformers; all, or none.", show_default="all"
+        ),
+    ] = None,
+    peer_module: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A Python file whose `prepare` makes a peer on cuda; may be given again.", show_default=False
+        ),
     ] = None,
     repeats: Repeats = None,
     seconds: Seconds = None,
@@ -53,16 +70,33 @@ def ops(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the rows against the roofline, as PNG.", show_default=False)
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown, on cuda.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure decode and prefill of experts layers at the dimensions of real models, beside the machine's limits."""
     with guarded(as_json=as_json, debug=debug):
         given = {"shapes": shapes, "formats": formats, "peers": peers, "repeats": repeats, "seconds": seconds}
+        only_cpu = {
+            "--modes": modes is not None,
+            "--threads": threads is not None,
+            "--busy": busy > 0,
+            "--slow": slow,
+            "--llama-bench": llama_bench is not None,
+        }
+        on_cuda = bench_cuda.is_cuda(
+            device, only_cpu=only_cpu, only_cuda={"--peer-module": bool(peer_module), "--markdown": markdown}
+        )
         usual = {"shapes": "all", "formats": "all", "peers": "all", "repeats": 7, "seconds": 0.1}
-        chosen = {**usual, **(_QUICK if quick else {}), **{name: v for name, v in given.items() if v is not None}}
+        chosen = {**usual, **(_QUICK if quick else {})}
+        if on_cuda:
+            chosen["seconds"] = _SECONDS_ON_CUDA
+        chosen |= {name: value for name, value in given.items() if value is not None}
         if plot is not None:
             _check_plot(plot)
+        if on_cuda:
+            bench_cuda.ops(chosen, tokens, peer_module or (), plot, as_json=as_json, markdown=markdown)
+            return
         settings = replace(_settings(chosen, tokens, modes), threads=threads, busy=busy, slow=slow)
         record = _measure(settings, llama_bench)
         if plot is not None:
@@ -102,18 +136,18 @@ def switch(
         stdout().print(table.switch(figures))
 
 
-def _settings(given: dict[str, Any], tokens: str, modes: str) -> "Settings":
+def _settings(given: dict[str, Any], tokens: str | None, modes: str | None) -> "Settings":
     from coterie.bench.entrants import MODES
     from coterie.bench.ops import Settings
     from coterie.bench.peers import PEERS
-    from coterie.bench.shapes import FORMATS, SHAPES, chosen, token_counts
+    from coterie.bench.shapes import FORMATS, SHAPES, TOKENS, chosen, token_counts
 
     return Settings(
         shapes=chosen(given["shapes"], SHAPES, "shape"),
         formats=chosen(given["formats"], FORMATS, "format"),
-        tokens=token_counts(tokens),
+        tokens=TOKENS if tokens is None else token_counts(tokens),
         peers=[] if given["peers"] == "none" else chosen(given["peers"], PEERS, "peer"),
-        modes=chosen(modes, MODES, "mode"),
+        modes=chosen(modes or "all", MODES, "mode"),
         repeats=given["repeats"],
         seconds=given["seconds"],
     )

@@ -11,7 +11,6 @@ from rich.text import Text
 from coterie.backends.cpu import describe
 from coterie.bench import machine
 from coterie.bench.bridges.rounds import Report, Settings
-from coterie.bench.record import command
 
 SCHEMA = 1
 
@@ -20,7 +19,7 @@ def record(settings: Settings, report: Report) -> dict[str, Any]:
     """The machine, versions, the command, and every figure in SI units."""
     return {
         "schema": SCHEMA,
-        "command": command(),
+        "command": machine.command(),
         "hardware": machine.hardware(report.threads, describe()),
         "versions": machine.versions(),
         "settings": asdict(settings),

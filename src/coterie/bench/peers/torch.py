@@ -75,8 +75,8 @@ class _Int4(Entrant):
         for expert, tokens in rows.items():
             hidden = multiply(x[tokens], gate_up[expert], _GROUP, gate_up_scales[expert])
             gate, up = hidden.chunk(2, -1)
-            gated = _gated(gate, up, self._case.shape.activation)
-            result = multiply(gated, down[expert], _GROUP, down_scales[expert])
+            inner = gated(gate, up, self._case.shape.activation)
+            result = multiply(inner, down[expert], _GROUP, down_scales[expert])
             out.index_add_(0, tokens, result.float() * weights[expert])
         return out
 
@@ -96,7 +96,8 @@ class _Int4(Entrant):
         return np.asarray(codes * scales + zeros)
 
 
-def _gated(gate: Any, up: Any, activation: str) -> Any:
+def gated(gate: Any, up: Any, activation: str) -> Any:
+    """activation(gate) * up by PyTorch's own operations, in the tensors' dtype."""
     if activation == "swiglu_clamped":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return gate * torch.sigmoid(1.702 * gate) * (up + 1)
