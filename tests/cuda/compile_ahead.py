@@ -134,6 +134,10 @@ def products() -> None:
     some = torch.zeros(9, dtype=torch.int32)
     coterie.gather_qmm(floats(9, 1, _HIDDEN), weight("8 bits", 4, 64, _HIDDEN), rhs_indices=some)
     coterie.gather_mm(floats(9, 1, 64), floats(5000, 16, 64).mT, rhs_indices=some)
+    from coterie.backends.cuda.layer import run_dense
+
+    gate = weight("4 bits", 64, _HIDDEN)
+    run_dense(floats(2, _HIDDEN), gate, gate, weight("mxfp4", _HIDDEN, 64), "silu", 1)
 
 
 def layers(every: int) -> None:

@@ -85,6 +85,15 @@ def test_numbers_of_tokens_around_tiles(
     check(doors, floats(rng, (tokens[-1], 64), dtype), Routing(np.ones_like(routing.ids), routing.weights), made)
 
 
+def test_a_long_table_of_blocks_goes_in_several_launches(
+    doors: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from coterie.backends.cuda import products
+
+    monkeypatch.setattr(products, "_MOST_PROGRAMS", 3)
+    check(doors, floats(rng, (40, 64)), routed(rng, 40, 2, 6, empty=2), experts(rng, (6, 64, 32), "mxfp4"))
+
+
 def test_an_expert_twice_in_a_token_counts_twice(doors: str, rng: np.random.Generator) -> None:
     made, weights = experts(rng, (3, 64, 32), "8 bits"), floats(rng, (6, 4))
     routing = Routing(np.array([[1, 1, 1, 1], [0, 2, 0, 2]] * 3), weights)
