@@ -37,10 +37,10 @@ class RandomCheckpoint:
         for index, slot in enumerate(slots(architecture)):
             rng = generator(seed, index, prod(slot.shape))
             if slot.kind in PLAIN_KINDS:
-                tensors[slot.tensor] = _vector(rng, slot.shape, _level(slot, architecture))
+                tensors[slot.tensor] = vector_values(rng, slot.shape, level_of(slot, architecture))
                 continue
-            spread = 1.0 if slot.kind == "embedding" and architecture.head is not None else slot.shape[-1] ** -0.5
-            matrix = random_matrix(rng, slot.shape, format_of(slot.path, slot.shape[-1], fmt, name_map), spread)
+            chosen = format_of(slot.path, slot.shape[-1], fmt, name_map)
+            matrix = random_matrix(rng, slot.shape, chosen, spread_of(slot, architecture))
             self._matrices[slot.path] = matrix
             tensors[slot.tensor] = matrix.codes if isinstance(matrix, Packed) else matrix
         self.tensors: Mapping[str, np.ndarray] = tensors
@@ -74,7 +74,12 @@ def random_matrix(
     return Packed(packed.codes[0], packed.scales[0], biases, fmt.bits, fmt.group_size, fmt.mode)
 
 
-def _vector(rng: np.random.Generator, shape: tuple[int, ...], level: float) -> np.ndarray:
+def spread_of(slot: Slot, architecture: Architecture) -> float:
+    """The standard deviation of a matrix: what keeps activations at their size; 1 for an embedding that is no head."""
+    return 1.0 if slot.kind == "embedding" and architecture.head is not None else float(slot.shape[-1] ** -0.5)
+
+
+def vector_values(rng: np.random.Generator, shape: tuple[int, ...], level: float) -> np.ndarray:
     """Values around `level`; a single one is it exactly, so that depth does not change the size."""
     values = np.full(shape, level, np.float32)
     if shape != (1,):
@@ -82,7 +87,7 @@ def _vector(rng: np.random.Generator, shape: tuple[int, ...], level: float) -> n
     return values
 
 
-def _level(slot: Slot, architecture: Architecture) -> float:
+def level_of(slot: Slot, architecture: Architecture) -> float:
     """1 for norms and scales, 0 for biases; with those of queries and keys, scores have a standard deviation near 1."""
     if slot.kind == "expert biases" or slot.path.endswith(".bias"):
         return 0.0

@@ -71,12 +71,14 @@ class Subject:
         return self.clock() - start
 
 
-def cache_bytes(architecture: Architecture, n_positions: int) -> int:
-    """Bytes of keys and values that the last of `n_positions` tokens attends to, in all layers."""
+def cache_bytes(architecture: Architecture, n_positions: int, itemsize: int = _F32) -> int:
+    """Bytes of keys and values that the last of `n_positions` tokens attends to, in all layers; a number has `itemsize`
+    bytes.
+    """
     total = 0
     for layer in architecture.layers:
         attention = layer.attention
         seen = n_positions if attention.window is None else min(n_positions, attention.window)
         n_heads, key_dim, value_dim = attention.cached
-        total += _F32 * seen * n_heads * (key_dim + value_dim)
+        total += itemsize * seen * n_heads * (key_dim + value_dim)
     return total

@@ -1,4 +1,4 @@
-"""`coterie bench ops --device cuda`: layers on a GPU, each row printed as soon as it is measured."""
+"""`coterie bench ops` and `coterie bench model` with `--device cuda`: each row is printed as soon as it is measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from coterie.cli.console import print_json, say, stdout, visible
 
 if TYPE_CHECKING:
+    from coterie.bench.cuda import workloads
+    from coterie.bench.cuda.model import Report
     from coterie.bench.cuda.ops import Settings, Watch
     from coterie.bench.cuda.rows import Row
 
@@ -96,6 +98,61 @@ def _watch(show: Callable[[str], None]) -> "Watch":
         show(table.line(figures))
 
     return Watch(_progress, limits, row)
+
+
+def model(
+    source: str | None, shape: str | None, layers: int | None, format_name: str, settings: dict[str, Any], *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a whole model and print; `settings` are those of `workloads.Settings` that were given."""
+    from coterie.ops import dispatch
+
+    dispatch.get("cuda")
+    from coterie.bench.cuda import model as measured
+    from coterie.bench.cuda import model_table, random_model, report, workloads
+
+    chosen = workloads.Settings(**settings)
+    show = _progress if as_json else _printed
+    watch = _model_watch(chosen, show)
+    if shape is None:
+        found = measured.run(chosen, lambda: random_model.from_disk(source), watch)
+    else:
+        found = _random_model(shape, layers, format_name, chosen, watch)
+    record = report.model_record(chosen, found)
+    if as_json:
+        print_json(record)
+        return
+    for line in ["", *model_table.notes(record)]:
+        _printed(line)
+
+
+def _random_model(
+    shape: str, layers: int | None, format_name: str, settings: "workloads.Settings", watch: Any
+) -> "Report":
+    """At a shape's dimensions: kernels compiled first, in processes of their own."""
+    from coterie.bench.cuda import model as measured
+    from coterie.bench.cuda import random_model, workloads
+    from coterie.bench.cuda.clock import device
+    from coterie.bench.cuda.device import free_bytes
+    from coterie.bench.real_models import REAL_MODELS
+    from coterie.bench.shapes import FORMATS
+    from coterie.bench.subjects import layers_that_fit
+
+    real, fmt = REAL_MODELS[shape], FORMATS[format_name]
+    room = layers_that_fit(real, fmt, 1, layers, free_bytes(device()))
+    workloads.rehearse(real, fmt, format_name, settings, watch.progress)
+    return measured.run(settings, lambda: random_model.from_shape(real, room.n_layers, fmt, format_name), watch)
+
+
+def _model_watch(settings: "workloads.Settings", show: Callable[[str], None]) -> Any:
+    from coterie.bench.cuda import model_table, report
+    from coterie.bench.cuda.model import Watch
+
+    def begin(found: "Report") -> None:
+        for line in [*model_table.heading(report.model_record(settings, found)), "", model_table.columns()]:
+            show(line)
+
+    return Watch(_progress, begin, lambda row: show(model_table.line(asdict(row))))
 
 
 def _printed(text: str) -> None:

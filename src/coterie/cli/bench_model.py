@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli import bench_cuda
 from coterie.cli.console import print_json, say, stdout, visible
 from coterie.cli.failures import guarded
 from coterie.cli.options import AsJson, Debug
@@ -18,6 +19,7 @@ def model(
         str | None,
         typer.Argument(metavar="[MODEL]", help="A folder or a hub id; the bundled model if not given."),
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shape: Annotated[
         str | None,
         typer.Option(
@@ -30,11 +32,21 @@ def model(
         int | None, typer.Option(min=1, max=1000, help="Layers of the shape.", show_default="as many as fit")
     ] = None,
     format_name: Annotated[str, typer.Option("--format", help="Of the shape: 4bit, 8bit or mxfp4.")] = "4bit",
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens in the cache before the first step.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of one token, in each round.")] = 64,
-    prefill: Annotated[int, typer.Option(min=1, help="Tokens of the prompt whose pass is timed.")] = 512,
-    peers: Annotated[str, typer.Option(help="llama.cpp, all, or none.")] = "all",
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
+    prompt: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in the cache before the first step.", show_default="128; 2048 on cuda"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, in each round.", show_default="64")] = None,
+    prefill: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the prompt whose pass is timed.", show_default="512; 4096 on cuda"),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Texts side by side, on cuda: numbers with commas between.", show_default="1,32"),
+    ] = None,
+    peers: Annotated[str | None, typer.Option(help="llama.cpp, all, or none.", show_default="all")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds.", show_default="5; 3 on cuda")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Threads; one for each core if not given.")
     ] = None,
@@ -43,26 +55,46 @@ def model(
 ) -> None:
     """Measure a model: first token, decode, prefill and peak memory, beside the read bandwidth and llama.cpp."""
     with guarded(as_json=as_json, debug=debug):
-        from coterie.bench import model as measured
-        from coterie.bench import model_table
-        from coterie.bench.shapes import chosen
-
-        settings = measured.Settings(
-            prompt=prompt,
-            steps=steps,
-            prefill=prefill,
-            repeats=repeats,
-            peers=[] if peers == "none" else chosen(peers, dict.fromkeys(measured.PEERS), "peer"),
-            threads=threads,
-        )
-        make = (
-            _from_disk(source, layers) if shape is None else _random(source, shape, layers, format_name, settings.peers)
-        )
-        found = model_table.record(settings, measured.run(settings, make, _progress))
-        if as_json:
-            print_json(found)
+        given = {"prompt": prompt, "steps": steps, "prefill": prefill, "repeats": repeats}
+        settings = {name: value for name, value in given.items() if value is not None}
+        only_cpu = {"--peers": peers not in (None, "none"), "--threads": threads is not None}
+        if bench_cuda.is_cuda(device, only_cpu=only_cpu, only_cuda={"--batch": batch is not None}):
+            _on_cuda(source, shape, layers, format_name, batch, settings, as_json=as_json)
             return
-        _print(found)
+        _on_cpu(source, shape, layers, format_name, peers or "all", {**settings, "threads": threads}, as_json=as_json)
+
+
+def _on_cuda(
+    source: str | None, shape: str | None, layers: int | None, format_name: str, batch: str | None,
+    settings: dict[str, Any], *, as_json: bool,
+) -> None:  # fmt: skip
+    if batch is not None:
+        from coterie.bench.shapes import token_counts
+
+        settings = {**settings, "batches": token_counts(batch)}
+    if shape is None:
+        _check_layers(layers)
+    else:
+        shape, format_name = _one_of_each(source, shape, layers, format_name)
+    bench_cuda.model(source, shape, layers, format_name, settings, as_json=as_json)
+
+
+def _on_cpu(
+    source: str | None, shape: str | None, layers: int | None, format_name: str, peers: str,
+    given: dict[str, Any], *, as_json: bool,
+) -> None:  # fmt: skip
+    from coterie.bench import model as measured
+    from coterie.bench import model_table
+    from coterie.bench.shapes import chosen
+
+    named = [] if peers == "none" else chosen(peers, dict.fromkeys(measured.PEERS), "peer")
+    settings = measured.Settings(**given, peers=named)
+    make = _from_disk(source, layers) if shape is None else _random(source, shape, layers, format_name, settings.peers)
+    found = model_table.record(settings, measured.run(settings, make, _progress))
+    if as_json:
+        print_json(found)
+        return
+    _print(found)
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -80,21 +112,24 @@ def _print(found: dict[str, Any]) -> None:
     console.print(model_table.notes(found))
 
 
-def _from_disk(source: str | None, layers: int | None) -> "Callable[[], Subject]":
-    from coterie.bench.subjects import from_disk
+def _check_layers(layers: int | None) -> None:
     from coterie.errors import ArgumentError
 
     if layers is not None:
         raise ArgumentError("--layers belongs to --shape; expected a shape, or no number of layers", code="bench")
+
+
+def _from_disk(source: str | None, layers: int | None) -> "Callable[[], Subject]":
+    from coterie.bench.subjects import from_disk
+
+    _check_layers(layers)
     return lambda: from_disk(source)
 
 
-def _random(
-    source: str | None, shape: str, layers: int | None, format_name: str, peers: object
-) -> "Callable[[], Subject]":
+def _one_of_each(source: str | None, shape: str, layers: int | None, format_name: str) -> tuple[str, str]:
+    """The one shape and the one format, by name, checked together with what else was asked for."""
     from coterie.bench.real_models import REAL_MODELS
     from coterie.bench.shapes import FORMATS, chosen
-    from coterie.bench.subjects import from_shape, layers_that_fit
     from coterie.errors import ArgumentError
 
     if source is not None:
@@ -105,12 +140,20 @@ def _random(
     real = REAL_MODELS[name]
     if layers is not None and layers > real.n_layers:
         raise ArgumentError(f"--layers is {layers}, expected at most the {real.n_layers} of {real.title}", code="bench")
+    return name, fmt
+
+
+def _random(
+    source: str | None, shape: str, layers: int | None, format_name: str, peers: object
+) -> "Callable[[], Subject]":
+    from coterie.bench.real_models import REAL_MODELS
+    from coterie.bench.shapes import FORMATS
+    from coterie.bench.subjects import from_shape, layers_that_fit
+
+    name, fmt = _one_of_each(source, shape, layers, format_name)
+    real = REAL_MODELS[name]
 
     def make() -> "Subject":
-        if layers is not None and layers > real.n_layers:
-            raise ArgumentError(
-                f"--layers is {layers}, expected at most the {real.n_layers} of {real.title}", code="bench"
-            )
         room = layers_that_fit(real, FORMATS[fmt], 2 if peers else 1, layers)
         _progress(
             f"{real.title}: {room.n_layers} of {real.n_layers} layers, {room.needed / 2**30:.1f} GiB for everybody's "

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 
 import torch
@@ -18,28 +19,38 @@ from coterie.bench.cuda.layers import Maker, plan
 from coterie.bench.shapes import Shape
 from coterie.formats import Format
 
+Call = Callable[[], object]
+Progress = Callable[[str], None]
+
 Variant = tuple[Shape, str, Format | None]
 """A shape, and a format of its weights by name."""
 
-_FEWEST = 3
+_FEWEST = 2
 """Calls from which on processes are worth their start."""
 
 _PROCESS_BYTES = 3 << 30
 """The GPU's memory that a process takes besides weights."""
 
 
-def compile_ahead(variants: Sequence[Variant], tokens: Sequence[int], progress: Callable[[str], None]) -> None:
-    """Call every layer with every number of tokens, in as many processes as there are cores and memory for."""
+def compile_ahead(variants: Sequence[Variant], tokens: Sequence[int], progress: Progress) -> None:
+    """Call every layer with every number of tokens."""
     # The same number of tokens side by side: other numbers of a variant have some of their kernels from it.
-    calls = [(variant, n) for n, variant in itertools.product(sorted(tokens, reverse=True), variants)]
+    pairs = itertools.product(sorted(tokens, reverse=True), variants)
+    calls = [partial(call_once, shape, fmt, n) for n, (shape, _, fmt) in pairs]
+    rehearse(calls, max(plan(shape, fmt, 0, 0).layer_bytes for shape, _, fmt in variants), progress)
+
+
+def rehearse(calls: Sequence[Call], most_bytes: int, progress: Progress) -> None:
+    """Make the calls, each of which takes at most so many bytes of the GPU's memory, in as many processes as there are
+    cores and memory for. Without a GPU, and for very few calls, nothing is done.
+    """
     if INTERPRETED.value or len(calls) < _FEWEST:
         return
-    largest = max(plan(shape, fmt, 0, 0).layer_bytes for shape, _, fmt in variants)
-    fitting = free_bytes(device()) // (largest + _PROCESS_BYTES)
+    fitting = free_bytes(device()) // (most_bytes + _PROCESS_BYTES)
     n_workers = max(1, min(len(calls), fitting, os.cpu_count() or 1))
     progress(f"kernels of {len(calls)} calls, in {n_workers} processes")
     with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(call_once, shape, fmt, n) for (shape, _, fmt), n in calls]
+        waiting = [pool.submit(call) for call in calls]
         failures = [str(done.exception()) for done in as_completed(waiting) if done.exception() is not None]
     if failures:
         first_line = failures[0].partition("\n")[0]

@@ -1,5 +1,6 @@
 """The device that figures are measured on: its name, its memory, its cache."""
 
+import gc
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def free_bytes(place: torch.device) -> int:
         return _HOST_MEMORY
     reserve = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
     return int(torch.cuda.mem_get_info(place)[0]) + int(reserve)
+
+
+def release(place: torch.device) -> None:
+    """Give back what nobody holds any more, before the next weights are made."""
+    gc.collect()
+    if place.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def hardware(place: torch.device) -> dict[str, Any]:

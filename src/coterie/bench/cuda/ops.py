@@ -1,6 +1,5 @@
 """`coterie bench ops --device cuda`: whole layers, from hidden states and router logits, beside the device's limits."""
 
-import gc
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from coterie.backends.cuda.device import within_memory
 from coterie.bench.cuda import compiling, entrants, peer_module
 from coterie.bench.cuda.accuracy import Errors, Reference
 from coterie.bench.cuda.clock import Recording, device
-from coterie.bench.cuda.device import cache_bytes, free_bytes
+from coterie.bench.cuda.device import cache_bytes, free_bytes, release
 from coterie.bench.cuda.entrants import Case, Entrant
 from coterie.bench.cuda.layers import Maker, plan
 from coterie.bench.cuda.limits import Limits, Sizes
@@ -84,7 +83,7 @@ def run(settings: Settings, watch: Watch, known: Mapping[str, Shape] | None = No
     bench = _Bench(settings, report, limits, watch, place)
     for shape, format_name in cases:
         bench.case(shape, format_name)
-        _release(place)
+        release(place)
     limits.measure(1)
     report.limits = limits.summaries()
     return report
@@ -122,7 +121,7 @@ class _Bench:
         share = int(_SHARE * free_bytes(self.place)) // (1 + len(settings.modules))
         planned = plan(shape, fmt, share, cache_bytes(self.place))
         maker = Maker(self.place)
-        layers = _layers(maker, shape, fmt, max(map(planned.layers, settings.tokens)))
+        layers = random_layers(maker, shape, fmt, max(map(planned.layers, settings.tokens)))
         case = Case(shape, format_name, fmt, layers, planned)
         taking_part = self._entrants(case)
         for n_tokens in settings.tokens:
@@ -167,7 +166,7 @@ class _Bench:
             except Exception as error:
                 failed.add(entrant.label)
                 self._refuse(entrant.label, case, f"failed at {n_tokens} tokens: {type(error).__name__}: {error}")
-                _release(self.place)
+                release(self.place)
 
         for entrant in taking_part:
             if entrant.most_tokens is None or n_tokens <= entrant.most_tokens:
@@ -213,7 +212,8 @@ class _Bench:
 
 
 @within_memory
-def _layers(maker: Maker, shape: Shape, fmt: Format | None, count: int) -> list[Experts]:
+def random_layers(maker: Maker, shape: Shape, fmt: Format | None, count: int) -> list[Experts]:
+    """So many layers."""
     return [maker.experts(shape, fmt) for _ in range(count)]
 
 
@@ -221,10 +221,3 @@ def _experts_touched(logits: Sequence[torch.Tensor], top_k: int) -> float:
     """Experts that a layer reads, in the mean of the layers as they are really routed."""
     touched = [int(router.topk(top_k, -1).indices.unique().numel()) for router in logits]
     return sum(touched) / len(touched)
-
-
-def _release(place: torch.device) -> None:
-    """Give back what nobody holds any more, before the next weights are made."""
-    gc.collect()
-    if place.type == "cuda":
-        torch.cuda.empty_cache()

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coterie.bench import machine
+from coterie.bench.cuda import model, workloads
 from coterie.bench.cuda.clock import device
 from coterie.bench.cuda.device import hardware
 from coterie.bench.cuda.ops import Report, Settings
@@ -37,4 +38,19 @@ def record(settings: Settings, report: Report) -> dict[str, Any]:
         },
         "rows": [asdict(row) for row in report.rows],
         "refusals": [asdict(refusal) for refusal in report.refusals],
+    }
+
+
+def model_record(settings: workloads.Settings, report: model.Report) -> dict[str, Any]:
+    """The report of a whole model."""
+    return {
+        **heading(report.limits),
+        "model": report.title,
+        "weight_bytes": report.weight_bytes,
+        "token_bytes": report.token_bytes,
+        "settings": {
+            **{name: getattr(settings, name) for name in ("prompt", "steps", "prefill", "repeats")},
+            "batches": list(settings.batches),
+        },
+        "rows": [asdict(row) for row in report.rows],
     }
