@@ -42,7 +42,7 @@ def prepare(layer):
     def run(x, logits):
         weights, ids = torch.softmax(logits, -1).topk(layer.top_k, -1)
         weights = weights / weights.sum(-1, keepdim=True)
-        out = torch.zeros(x.shape)
+        out = torch.zeros(x.shape, device=x.device)
         for token in range(len(x)):
             for weight, expert in zip(weights[token], ids[token]):
                 gate, up = (part[expert].float() @ x[token].float() for part in (layer.gate, layer.up))
@@ -84,7 +84,7 @@ def quick(case: Case) -> Entrant:
     def layer(experts: Experts) -> Layer:
         def run(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             ids, weights = peers.routed(logits, case.shape.top_k)
-            out = torch.zeros(x.shape, dtype=torch.float64)
+            out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
             for token, slot in np.ndindex(*ids.shape):
                 expert = int(ids[token, slot])
                 parts = [
@@ -108,6 +108,7 @@ def test_a_run_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     (tmp_path / "mine.py").write_text(MODULE)
     monkeypatch.setattr(ops, "PEERS", PEERS)
     monkeypatch.setattr(entrants, "own", quick)
+    monkeypatch.setattr(compiling, "rehearse", lambda *_: None)
     modules = [load_peer(tmp_path / "mine.py")]
     settings = replace(FAST, formats=["4bit", "bf16"], peers=list(PEERS), modules=modules)
     seen: list = []

@@ -141,6 +141,7 @@ def test_more_tokens_than_the_context_are_refused(subject: random_model.DeviceSu
 def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str):
     monkeypatch.setattr(real_models, "REAL_MODELS", TINY)
     monkeypatch.setattr(model, "seconds_of", Clocked())
+    monkeypatch.setattr(workloads, "rehearse", lambda *_: None)
     monkeypatch.setattr(model, "Limits", lambda place, _sizes: Limits(place, SMALL))
     return CliRunner().invoke(app, ["bench", "model", "--device", "cuda", *arguments])
 
