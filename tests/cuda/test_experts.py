@@ -124,17 +124,22 @@ def test_nothing_of_what_is_skipped_reaches_the_sum(
 @pytest.mark.usefixtures("fenced")
 @pytest.mark.parametrize("n_tokens", [1, 3, 14])
 def test_ids_of_no_expert_add_nothing(doors: str, n_tokens: int, rng: np.random.Generator) -> None:
-    """While a graph is captured nobody can refuse them."""
+    """While a graph is captured nobody can refuse them. Behind the last expert lies another that is not for us."""
     from coterie.backends import cuda
+    from coterie.backends.cuda.layer import run_slots
 
-    made = experts(rng, (3, 64, 32), "8 bits", biases=True)
+    made = experts(rng, (4, 64, 32), "8 bits")
     ids, weights = routing_of(rng, n_tokens, 2, 3)
     expected = moe_reference(x := floats(rng, (n_tokens, 64)), Routing(ids, weights), made)
     strangers = np.resize(np.array([[-1, 3], [2**31 - 1, -(2**31)]], np.int32), (n_tokens, 2))
     ids = np.stack([strangers[:, 0], ids[:, 0].astype(np.int32), strangers[:, 1], ids[:, 1].astype(np.int32)], 1)
     weights = np.stack([np.ones_like(weights[:, 0]), weights[:, 0], np.ones_like(weights[:, 0]), weights[:, 1]], 1)
-    found = cuda.moe(on(doors, x), Routing(on(doors, ids), on(doors, weights), 3), on_device(doors, made))
+    ours = Experts(*(picked(on_device(doors, stack), slice(3)) for stack in (made.gate, made.up, made.down)))
+    given = on(doors, x), on(doors, ids), on(doors, weights), ours
+    found = cuda.moe(given[0], Routing(*given[1:3], 3), given[3])
     assert_within(off(found), expected, layer_limit(made, "float32", 4))
+    values = off(run_slots(*given, 2, torch.float32).values).reshape(n_tokens, 4, 64)
+    assert np.isnan(values[:, [0, 2]]).all(), "what was allocated for them is not touched"
 
 
 @pytest.mark.parametrize(("form", "k", "parts"), [("4 bits", 2, 1), ("8 bits", 2, 2), ("mxfp4", 3, 2), ("f16", 5, 1)])
@@ -159,15 +164,15 @@ def test_all_rows_meet_the_matrices_of_a_shared_expert(doors: str, n_rows: int, 
 
     for options in ({}, {"up": "mxfp4", "down": "nvfp4"}):
         made, x = experts(rng, (1, 64, 96), "8 bits", activation="gelu", **options), floats(rng, (n_rows, 64))
-        matrices = [on_device(doors, only(stack)) for stack in (made.gate, made.up, made.down)]
+        matrices = [on_device(doors, picked(stack, 0)) for stack in (made.gate, made.up, made.down)]
         found = off(run_dense(on(doors, x), *matrices, "gelu", 2))
         routing = Routing(np.zeros((n_rows, 1), np.uint32), np.ones((n_rows, 1), np.float32))
         assert_within(found, moe_reference(x, routing, made), layer_limit(made, "float32", 1))
 
 
-def only(stack: Packed) -> Packed:
-    """The one matrix of a stack."""
-    parts = (None if part is None else part[0] for part in (stack.codes, stack.scales, stack.biases))
+def picked(stack: Packed, index: int | slice) -> Packed:
+    """One of the matrices of a stack, or some."""
+    parts = (None if part is None else part[index] for part in (stack.codes, stack.scales, stack.biases))
     return Packed(*parts, stack.bits, stack.group_size, stack.mode)
 
 
