@@ -89,6 +89,9 @@ def moe(x: Array, routing: Routing, experts: Experts, precision: str = "default"
     of freedom). "int8" has integers of 8 bits: the error is 1.0 to 1.6 % with normal activations (groups of 16 to 128;
     1.4 % with 64), 1.7 to 2.4 % with heavy-tailed ones. Where there is no kernel for it, `UnsupportedError` says so:
     for MLX arrays, without AVX2 or AVX-512, and for formats other than affine with 4 or 8 bits, mxfp4 and nvfp4.
+
+    On a GPU activations and hidden values are sums of two bfloat16 numbers, which keep 16 of f32's 24 digits; where
+    activations are bfloat16, "default" rounds hidden values and the outputs of experts to bfloat16 too.
     """
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision")

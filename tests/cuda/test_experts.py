@@ -12,6 +12,7 @@ from coterie.moe import moe_reference
 from cuda.weights_made import FORMS, assert_within, experts, layer_limit, on_device, stretch, weight
 from layers import routing_of
 from tensors import off, on
+from tolerance import errors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -92,6 +93,17 @@ def test_a_long_table_of_blocks_goes_in_several_launches(
 
     monkeypatch.setattr(products, "_MOST_PROGRAMS", 3)
     check(doors, floats(rng, (40, 64)), routed(rng, 40, 2, 6, empty=2), experts(rng, (6, 64, 32), "mxfp4"))
+
+
+def test_exact_rounds_bfloat16_results_alone(doors: str, rng: np.random.Generator) -> None:
+    """Errors of the default precision are larger than the limit of the exact one."""
+    made = experts(rng, (3, 64, 64), "8 bits")
+    for n_tokens in (1, 20):
+        x, routing = floats(rng, (n_tokens, 64), "bfloat16"), routed(rng, n_tokens, 2, 3)
+        given = on(doors, x), Routing(on(doors, routing.ids), on(doors, routing.weights)), on_device(doors, made)
+        expected, limit = moe_reference(x, routing, made), layer_limit(made, "bfloat16", 2, exact=True)
+        assert_within(off(coterie.moe(*given, "exact")), expected, limit)
+        assert errors(off(coterie.moe(*given)), expected)[1] > limit.sums + limit.roundings
 
 
 def test_an_expert_twice_in_a_token_counts_twice(doors: str, rng: np.random.Generator) -> None:

@@ -130,9 +130,9 @@ def output_limit(dtype: str) -> Limit:
     return Limit() if dtype == "float32" else Limit(0, EPS[dtype] / 4)
 
 
-def layer_limit(made: Experts, dtype: str, top_k: int) -> Limit:
+def layer_limit(made: Experts, dtype: str, top_k: int, *, exact: bool = False) -> Limit:
     """For a layer: activations, three matrices, hidden values, each slot's output, their sum."""
-    parts = parts_of(dtype)
+    parts = 2 if exact else parts_of(dtype)
     limit = input_limit(dtype) + output_limit(dtype) + Limit(bound("float32", top_k))
     for matrix in (made.gate, made.gate if made.up is None else made.up, made.down):
         limit += product_limit(matrix, parts)

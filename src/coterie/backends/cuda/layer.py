@@ -21,22 +21,26 @@ from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
 _SUM_BLOCK = 512
+_MOST_PARTS = 2
 
 
 @within_memory
 def moe(x: torch.Tensor, routing: Routing, experts: Any, precision: str = "default") -> torch.Tensor:
-    """bfloat16 activations are multiplied as they are, others as the sum of two bfloat16 numbers."""
+    """bfloat16 activations are multiplied as they are, and hidden values as one bfloat16 number; "exact" makes hidden
+    values the sum of two, as activations with more digits always are.
+    """
     if precision == "int8":
         raise UnsupportedError(
             'precision="int8" was asked for on a GPU, but only the CPU back end has it; use precision="default"',
             code="int8",
         )
-    return run_experts(x, routing.ids, routing.weights, experts, parts_of(x), x.dtype)
+    parts = _MOST_PARTS if precision == "exact" else parts_of(x)
+    return run_experts(x, routing.ids, routing.weights, experts, parts, x.dtype)
 
 
 def parts_of(x: torch.Tensor) -> int:
     """How many bfloat16 numbers an activation of x is: enough for its digits, 16 of f32's 24."""
-    return 1 if x.dtype == torch.bfloat16 else 2
+    return 1 if x.dtype == torch.bfloat16 else _MOST_PARTS
 
 
 @dataclass(frozen=True, slots=True)
