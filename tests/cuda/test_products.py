@@ -7,6 +7,7 @@ import pytest
 
 import coterie
 from array_kinds import DTYPES, FORMATS, floats
+from coterie.errors import CapacityError
 from coterie.formats import Format, Packed
 from coterie.ops import (
     dequantize_reference,
@@ -197,3 +198,15 @@ def test_ids_of_no_expert_give_zeros(device: str, n_pairs: int, rng: np.random.G
         assert (product[inside] != 0).all(), name
     expected = gather_mm_reference(x[inside], wide[1:-1].swapaxes(1, 2), None, rhs[inside])
     assert_within(found["plain"][inside], expected, Limit(bound("float32", 64)) + TWO_PARTS)
+
+
+def test_a_matrix_too_large_to_find_the_way_in_is_refused() -> None:
+    """Stacks may be larger by far; of these tensors only the shapes exist."""
+    from coterie.backends.cuda.stacks import stack_of
+
+    def nothing(*shape: int) -> Any:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    assert stack_of(nothing(9, (1 << 15) - 1, 1 << 16)).n_experts == 9
+    with pytest.raises(CapacityError, match=r"has 32768 rows of 65536 stored elements.*parts of its rows"):
+        stack_of(nothing(1 << 15, 1 << 16))

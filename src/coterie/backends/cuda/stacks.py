@@ -6,10 +6,12 @@ from typing import TypeAlias
 import torch
 
 from coterie.backends.cuda.kernels.codes import excess, units
+from coterie.errors import CapacityError
 from coterie.formats import Packed
 
 Weight: TypeAlias = Packed | torch.Tensor
 
+_MOST_ELEMENTS = (1 << 31) - 1
 _PLAIN_GROUP = 64
 """Columns that a product with plain weights takes at a time."""
 
@@ -55,6 +57,7 @@ def stack_of(weight: Weight) -> Stack:
     """A matrix [N, K], or a stack of them [..., N, K]; what is made of a `Packed` is remembered by it."""
     if not isinstance(weight, Packed):
         n_rows, n_columns = weight.shape[-2:]
+        _check_size(n_rows, n_columns)
         n = weight.numel() // (n_rows * n_columns)
         return Stack(weight, weight, weight, n, n_rows, n_columns, "plain", 16, _PLAIN_GROUP, 1, 0)
     found: Stack | None = weight.derived.get("cuda")
@@ -63,11 +66,21 @@ def stack_of(weight: Weight) -> Stack:
     return found
 
 
+def _check_size(n_rows: int, width: int) -> None:
+    """Refuse a matrix in which kernels could lose their way: they count 64 bits to a matrix, and 31 inside of it."""
+    if n_rows * width > _MOST_ELEMENTS:
+        raise CapacityError(
+            f"a matrix has {n_rows} rows of {width} stored elements, expected at most {_MOST_ELEMENTS} in all; "
+            "multiply with parts of its rows"
+        )
+
+
 def _packed_stack(packed: Packed) -> Stack:
     fmt = packed.format
     n_rows, n_columns = packed.shape[-2:]
     per_unit = units(fmt.bits)
     codes = packed.codes.contiguous().view(torch.uint16 if per_unit > 1 else torch.uint8)
+    _check_size(n_rows, codes.shape[-1])
     scales = packed.scales.contiguous()
     biases = scales if packed.biases is None else packed.biases.contiguous()
     n = codes.numel() // (n_rows * codes.shape[-1])
