@@ -25,7 +25,11 @@ from models.parity import EXACT, Mode, decoder, relative_error
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-GPU = Mode("cuda", 1e-5, {"precision": "exact"})
+GPU = Mode("cuda", 2.5e-5, {"precision": "exact"})
+"""Activations of two bf16 numbers keep 16 of f32's 24 digits: 2^-17 / sqrt(3) = 4.4e-6 a rounding. A layer rounds what
+four matrices read, the tiny models have up to 6, and what layers add is independent: sqrt(25) times that, 2.2e-5.
+"""
+
 GPU_DEFAULT = Mode("cuda", 5e-2)
 """bf16 keeps 8 bits of every activation; over the few layers of a tiny model that adds up to some hundredths."""
 
@@ -37,10 +41,7 @@ PORTIONS = [17, 1, 1, 2]
 QUICK = {"qwen3_moe": (2, [3, 1]), "gemma4": (2, [16, 1, 1]), "deepseek_v3": (2, [4, 1])}
 """So many of the first layers, and tokens in such portions, for whoever waits for the interpreter."""
 
-CASES = [pytest.param(name, FORM, marks=pytest.mark.slow) for name in tiny.MODELS]
-CASES += [
-    pytest.param(name, form, marks=pytest.mark.cuda) for name in tiny.MODELS for form in tiny.FORMATS if form != FORM
-]
+CASES = [pytest.param(name, form, marks=pytest.mark.cuda) for name in tiny.MODELS for form in tiny.FORMATS]
 
 
 def logits(made: Decoder, portions: list[int]) -> np.ndarray:

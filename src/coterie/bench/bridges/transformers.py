@@ -62,7 +62,7 @@ class _Way(Way):
         # The bridge makes the cache for all: some of transformers' experts take gigabytes for a long prompt.
         cache = DynamicCache(config=self._packed.config)
         with torch.inference_mode():
-            self._packed(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
+            _forward(self._packed, ids, cache)
         rng = np.random.default_rng(1)
         seconds = []
         for token in rng.choice(ids, n_steps).tolist():
@@ -86,9 +86,15 @@ class _Way(Way):
         if self._experts is not None:
             self._model.set_experts_implementation(self._experts)
         with torch.inference_mode():
-            found = self._model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1).logits
+            found = _forward(self._model, ids, cache)
         logits: np.ndarray = found[0, -1].float().numpy()
         return logits
+
+
+def _forward(model: Any, ids: Sequence[int], cache: Any) -> torch.Tensor:
+    """Logits of the last token. The cache goes by its place: transformers changed its name in release 5.24."""
+    logits: torch.Tensor = model(torch.tensor([list(ids)]), None, None, cache, logits_to_keep=1).logits
+    return logits
 
 
 def random_model(real: RealModel, n_layers: int, fmt: Format) -> Any:
