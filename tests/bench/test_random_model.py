@@ -11,6 +11,7 @@ from coterie.bench.subjects import from_shape, layers_that_fit
 from coterie.errors import CapacityError
 from coterie.formats import Packed
 from coterie.models.families import family_of
+from coterie.runtime.cache import KeyValueCache
 
 GIB = 1 << 30
 OTHERS = (("mixtral-8x7b", 46.7), ("olmoe-1b-7b", 6.92), ("gpt-oss-20b", 20.9))
@@ -35,29 +36,25 @@ def test_the_router_has_its_own_format(name: str) -> None:
     assert {width for path, width in bits.items() if path not in routers} == {4}
 
 
-class Spy:
-    """A back end that remembers who was chosen."""
+class Chosen:
+    """An observer that remembers who was chosen."""
 
-    def __init__(self, backend) -> None:
-        self.backend, self.taken = backend, []
+    def __init__(self) -> None:
+        self.taken = []
 
-    def __getattr__(self, name: str):
-        return getattr(self.backend, name)
-
-    def route(self, logits, spec):
-        routing = self.backend.route(logits, spec)
+    def routed(self, layer, logits, spec, routing):  # noqa: ARG002
         self.taken.append(routing.ids)
         return routing
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_logits_are_finite_and_every_expert_is_taken(name: str) -> None:
-    subject = from_shape(TINY[name], 4, FORMATS["4bit"], "4bit")
-    spy = subject.decoder.backend = Spy(subject.decoder.backend)
-    logits = subject.last_logits(np.random.default_rng(0).integers(0, 512, 200).tolist())
-    assert 0.1 < logits.std() < 10
-    assert len(spy.taken) == 4
-    for ids in spy.taken:
+    subject, chosen = from_shape(TINY[name], 4, FORMATS["4bit"], "4bit"), Chosen()
+    made, ids = subject.decoder, np.random.default_rng(0).integers(0, 512, 200).tolist()
+    hidden = made.hidden(ids, KeyValueCache(made.architecture, chunk=200, limit=200), chosen)
+    assert 0.1 < made.logits(hidden[-1:]).std() < 10
+    assert len(chosen.taken) == 4
+    for ids in chosen.taken:
         assert len(np.unique(ids)) == 8
         assert len(np.unique(np.sort(ids), axis=0)) > 20
 

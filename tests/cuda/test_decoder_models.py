@@ -20,18 +20,10 @@ from coterie.runtime.cache import KeyValueCache
 from coterie.runtime.request import Request
 from coterie.runtime.sampling import Sampler
 from models import tiny
-from models.parity import EXACT, Mode, decoder, relative_error
+from models.parity import CUDA, CUDA_DEFAULT, EXACT, decoder, relative_error
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-
-GPU = Mode("cuda", 2.5e-5, {"precision": "exact"})
-"""Activations of two bf16 numbers keep 16 of f32's 24 digits: 2^-17 / sqrt(3) = 4.4e-6 a rounding. A layer rounds what
-four matrices read, the tiny models have up to 6, and what layers add is independent: sqrt(25) times that, 2.2e-5.
-"""
-
-GPU_DEFAULT = Mode("cuda", 5e-2)
-"""bf16 keeps 8 bits of every activation; over the few layers of a tiny model that adds up to some hundredths."""
 
 FORM = "4 bits g64"
 IDS = tiny.token_ids(21)
@@ -62,22 +54,22 @@ def first_layers(made: Decoder, n: int) -> Decoder:
 def test_logits_of_a_few_layers_are_those_of_the_cpu(name: str) -> None:
     n, portions = QUICK[name]
     folder = tiny.checkpoint(name, FORM)
-    found, expected = (logits(first_layers(decoder(folder, mode), n), portions) for mode in (GPU, EXACT))
-    assert relative_error(found, expected) < GPU.bound
+    found, expected = (logits(first_layers(decoder(folder, mode), n), portions) for mode in (CUDA, EXACT))
+    assert relative_error(found, expected) < CUDA.bound
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_logits_are_those_of_the_cpu(name: str, form: str) -> None:
     folder = tiny.checkpoint(name, form)
-    found, expected = (logits(decoder(folder, mode), PORTIONS) for mode in (GPU, EXACT))
-    assert relative_error(found, expected) < GPU.bound
+    found, expected = (logits(decoder(folder, mode), PORTIONS) for mode in (CUDA, EXACT))
+    assert relative_error(found, expected) < CUDA.bound
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_logits_of_rounded_activations(name: str) -> None:
     folder = tiny.checkpoint(name, FORM)
-    found, expected = (logits(first_layers(decoder(folder, mode), 2), [4]) for mode in (GPU_DEFAULT, EXACT))
-    assert 1e-4 < relative_error(found, expected) < GPU_DEFAULT.bound
+    found, expected = (logits(first_layers(decoder(folder, mode), 2), [4]) for mode in (CUDA_DEFAULT, EXACT))
+    assert 1e-4 < relative_error(found, expected) < CUDA_DEFAULT.bound
 
 
 @pytest.fixture
@@ -148,7 +140,7 @@ def test_a_text_that_is_left_leaves_in_its_cache_what_was_taken_of_it() -> None:
 
 @pytest.mark.usefixtures("quick_products")
 def test_logits_that_are_not_finite_end_a_text_with_an_error() -> None:
-    made = copy.copy(decoder(tiny.checkpoint("qwen3_moe", FORM), GPU))
+    made = copy.copy(decoder(tiny.checkpoint("qwen3_moe", FORM), CUDA))
     cache = KeyValueCache(made.architecture, chunk=1, limit=8)
     request = Request()
     made._final_norm = made._final_norm * float("nan")
@@ -210,7 +202,7 @@ def test_where_rounded_activations_write_something_else_the_two_tokens_were_near
     if differing:
         first = differing[0]
         exact, rounded = (made.logits([*ids, *expected[:first]])[-1] for made in (on_cpu, on_gpu))
-        assert relative_error(rounded, exact) < GPU_DEFAULT.bound
+        assert relative_error(rounded, exact) < CUDA_DEFAULT.bound
         assert exact[expected[first]] - exact[found[first]] <= 2 * np.abs(rounded - exact).max()
 
 

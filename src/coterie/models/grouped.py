@@ -26,7 +26,9 @@ def grouped_attention(
     """Mixed values [T, n_heads * head_dim] of rows x, whose keys and values join the caches."""
     modules = spec.modules
     wanted = [modules.query, *(() if spec.shares is not None else (modules.key, modules.value))]
-    projected = products(backend, x, weights, {path: spec.input_bias for path in wanted if path is not None})
+    projections = {path: spec.input_bias for path in wanted if path is not None}
+    # Scores grow with the queries and keys, and so do their errors; where a norm keeps both small, rounding x is safe.
+    projected = products(backend, x, weights, projections, exact=modules.query_norm is None)
     new = None if spec.shares is not None else (projected[1], projected[-1])
     vectors = HeadWeights(
         *(
