@@ -39,9 +39,9 @@ def test_earlier_tokens_do_not_reach_the_layers_that_share() -> None:
         def __getattr__(self, verb: str) -> object:
             return getattr(backend, verb)
 
-        def attend(self, queries: np.ndarray, *rest: object) -> np.ndarray:
+        def attend_rows(self, queries: np.ndarray, *rest: object) -> np.ndarray:
             rows.append(len(queries))
-            return backend.attend(queries, *rest)
+            return backend.attend_rows(queries, *rest)
 
     backend, made.backend = made.backend, Counting()  # type: ignore[assignment]
     made.last_hidden(IDS, KeyValueCache(made.architecture, chunk=48, limit=48))
