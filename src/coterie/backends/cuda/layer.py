@@ -20,7 +20,9 @@ from coterie.backends.cuda.tiles import FEW_ROWS, Tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
-_SUM_BLOCK = 512
+_SUM_BLOCK = 256
+"""Columns that a warp sums, 16 bytes of each slot a thread."""
+
 _MOST_PARTS = 2
 
 
@@ -72,7 +74,7 @@ def run_slots(
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
-    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts)
+    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, may_round=True)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
@@ -114,6 +116,6 @@ def _sum_slots(slots: SlotOutputs, dtype: torch.dtype) -> torch.Tensor:
     with on_device_of(out):
         sum_slots_kernel[(n_tokens, triton.cdiv(n_columns, _SUM_BLOCK))](
             slots.values, slots.ids, slots.weights, out, slots.n_experts, top_k, n_columns,
-            triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out),
+            triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out), num_warps=1,
         )  # fmt: skip
     return out

@@ -44,13 +44,22 @@ def _arrange(
 
 @triton.jit
 def _counts(ids, n_slots, n_experts, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    """How many slots each expert has, [EXPERTS]; ids that are no expert's count for nobody."""
-    counts = tl.zeros((EXPERTS,), tl.int32)
+    """How many of at most BLOCK slots each expert has, [EXPERTS]; ids that are no expert's count for nobody."""
+    slot = tl.arange(0, BLOCK)
+    chosen = tl.load(ids + slot, mask=slot < n_slots, other=-1)
+    return tl.histogram(chosen, EXPERTS, mask=(chosen >= 0) & (chosen < n_experts))
+
+
+@triton.jit
+def _before_and_own(ids, expert, n_slots, BLOCK: tl.constexpr):
+    """How many slots the experts before one have, and it itself."""
+    before, own = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
     for first in tl.range(0, n_slots, BLOCK):
         slot = first + tl.arange(0, BLOCK)
         chosen = tl.load(ids + slot, mask=slot < n_slots, other=-1)
-        counts += tl.histogram(chosen, EXPERTS, mask=(chosen >= 0) & (chosen < n_experts))
-    return counts
+        before += ((chosen >= 0) & (chosen < expert)).to(tl.int32)
+        own += (chosen == expert).to(tl.int32)
+    return tl.sum(before, 0), tl.sum(own, 0)
 
 
 @triton.jit
@@ -76,36 +85,51 @@ def list_blocks(blocks, expert, begin, n_own, first, last, R: tl.constexpr):
 
 
 @triton.jit
+def _sort(
+    ids, order, offsets, blocks, expert, n_experts, n_slots, n_blocks,
+    R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """An expert's offset, order and blocks."""
+    if n_slots <= BLOCK:
+        experts = tl.arange(0, EXPERTS)
+        counts = _counts(ids, n_slots, n_experts, EXPERTS, BLOCK)
+        own = tl.sum(tl.where(experts == expert, counts, 0), 0)
+        begin = tl.sum(tl.where(experts < expert, counts, 0), 0)
+        first = tl.sum(tl.where(experts < expert, (counts + R - 1) // R, 0), 0)
+        last = first + (own + R - 1) // R
+    else:
+        # To count every expert's slots would take longer than all the rest. Each expert before this one has left at
+        # most one block that is not full, so some blocks between stay empty.
+        begin, own = _before_and_own(ids, expert, n_slots, BLOCK)
+        first = begin // R + expert
+        last = (begin + own) // R + expert + 1
+    tl.store(offsets + expert, begin)
+    tl.store(offsets + expert + 1, begin + own)
+    _collect(ids, order, expert, begin, n_slots, BLOCK)
+    list_blocks(blocks, expert, begin, own, first, tl.where(expert == n_experts - 1, n_blocks, last), R)
+
+
+@triton.jit
 def prepare_kernel(
     x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots, n_blocks,
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
     R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The first n_rows * n_chunks programs bring NG groups of a row of x each into the order of codes; the n_experts
-    programs after them, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order, offsets [E + 1],
-    and blocks [n_blocks, 2].
+    """The first n_experts programs, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order,
+    offsets [E + 1], and blocks [n_blocks, 2]; the n_rows * n_chunks programs after them bring NG groups of a row of x
+    each into the order of codes.
 
     Each expert counts for itself, so nothing is shared and one launch will do. Ids that are no expert's are skipped.
     """
-    index = tl.program_id(0)
+    n_chunks: tl.constexpr = chunks_of(K, NG * G)
+    index = tl.program_id(0) - n_experts
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    n_chunks: tl.constexpr = chunks_of(K, NG * G)
-    if index < n_rows * n_chunks:
+    if index >= 0:
         row = (index // n_chunks).to(tl.int64)
         _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
     elif EXPERTS > 0:
-        expert = index - n_rows * n_chunks
-        experts = tl.arange(0, EXPERTS)
-        counts = _counts(ids, n_slots, n_experts, EXPERTS, BLOCK)
-        own = tl.sum(tl.where(experts == expert, counts, 0), 0)
-        begin = tl.sum(tl.where(experts < expert, counts, 0), 0)
-        tl.store(offsets + expert, begin)
-        tl.store(offsets + expert + 1, begin + own)
-        _collect(ids, order, expert, begin, n_slots, BLOCK)
-        first = tl.sum(tl.where(experts < expert, (counts + R - 1) // R, 0), 0)
-        last = tl.where(expert == n_experts - 1, n_blocks, first + (own + R - 1) // R)
-        list_blocks(blocks, expert, begin, own, first, last, R)
+        _sort(ids, order, offsets, blocks, tl.program_id(0), n_experts, n_slots, n_blocks, R, EXPERTS, BLOCK)
 
 
 @triton.jit
