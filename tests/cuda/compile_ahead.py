@@ -154,7 +154,6 @@ def layers(every: int) -> None:
         (("nvfp4", 3), {}),
         (("4 bits", 100), {"biases": True, "down": "8 bits", "scale_dtype": "float16"}),
         (("float32", 100, 2, "float32"), {"down": "bfloat16"}),
-        (("4 bits", 400), {"down": "mxfp4"}),
         (("bfloat16", 1700), {}),
     )
     for arguments, options in calls[::every]:

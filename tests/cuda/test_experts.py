@@ -27,7 +27,7 @@ def run(device: str, x: np.ndarray, routing: Routing, made: Experts) -> np.ndarr
 
 def check(device: str, x: np.ndarray, routing: Routing, made: Experts) -> np.ndarray:
     found = run(device, x, routing, made)
-    limit = layer_limit(made, x.dtype.name, routing.ids.shape[1], n_slots=routing.ids.size)
+    limit = layer_limit(made, x.dtype.name, routing.ids.shape[1])
     assert_within(found, moe_reference(x, routing, made), limit)
     return found
 
@@ -48,10 +48,7 @@ LAYERS: dict[str, tuple[int, int, str, tuple[int, int, int], str, dict[str, Any]
     "few tokens, f32": (2, 2, "float32", (4, 128, 64), "4 bits", {"fused": True, "scale_dtype": "float16"}),
     "every expert": (2, 4, "float32", (4, 80, 48), "nvfp4", {"down": "f16"}),
     "many tokens": (90, 1, "bfloat16", (2, 192, 128), "4 bits", {"scale_dtype": "bfloat16", "activation": "gelu"}),
-    "many tokens, scales first": (
-        130, 1, "bfloat16", (2, 192, 96), "4 bits", {"scale_dtype": "bfloat16", "down": "mxfp4", "biases": True}
-    ),
-    "many tokens, exact scales first": (130, 1, "bfloat16", (2, 96, 160), "mxfp4", {"fused": True}),
+    "many tokens, plain": (196, 2, "bfloat16", (2, 72, 136), "bf16", {"biases": True}),
     "many tokens, a stack for both": (
         70, 2, "float32", (3, 64, 96), "8 bits", {"fused": True, "biases": True, "activation": "swiglu_clamped"},
     ),

@@ -130,31 +130,13 @@ def output_limit(dtype: str) -> Limit:
     return Limit() if dtype == "float32" else Limit(0, EPS[dtype] / 4)
 
 
-def layer_limit(made: Experts, dtype: str, top_k: int, *, exact: bool = False, n_slots: int = 0) -> Limit:
-    """For a layer: activations, three matrices, hidden values, each slot's output, their sum; where many slots meet an
-    expert, matrices whose weights are rounded.
-    """
+def layer_limit(made: Experts, dtype: str, top_k: int, *, exact: bool = False) -> Limit:
+    """For a layer: activations, three matrices, hidden values, each slot's output, their sum."""
     parts = 2 if exact else parts_of(dtype)
     limit = input_limit(dtype) + output_limit(dtype) + Limit(bound("float32", top_k))
     for matrix in (made.gate, made.gate if made.up is None else made.up, made.down):
         limit += product_limit(matrix, parts)
-    for matrix in rounded(made, n_slots / made.n_experts) if parts == 1 else ():
-        limit += ONE_PART if is_rounded_first(matrix) else Limit()
     return limit + (ONE_PART + ONE_PART if parts == 1 else TWO_PARTS)
-
-
-def rounded(made: Experts, rows_each: float) -> Sequence[Any]:
-    """The matrices that meet their scales before activations; so many rows an expert has."""
-    if rows_each > 48:
-        return [made.gate, made.gate if made.up is None else made.up]
-    return [made.down] if rows_each > 16 else []
-
-
-def is_rounded_first(matrix: Packed | np.ndarray) -> bool:
-    """Whether a weight of the matrix, scale and bias included, is then rounded to a bfloat16 number."""
-    if not isinstance(matrix, Packed):
-        return False
-    return (matrix.mode, matrix.bits, matrix.scales.dtype.name) == ("affine", 4, "bfloat16")
 
 
 def parts_of(dtype: str) -> int:

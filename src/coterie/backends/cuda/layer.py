@@ -74,7 +74,7 @@ def run_slots(
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
-    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, may_round=True)
+    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:

@@ -1,7 +1,6 @@
 """Products of routed rows with the matrices of their experts: every matrix product of this back end is one."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton
@@ -186,7 +185,9 @@ def _launch(
     second = stack if up is None else up
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
     bn = tile.bn if gated else tile.bn * tile.alone
-    kernel, own = _kernel_of(rows, stack, tile, gated)
+    kernel, own = many_rows_kernel, {}
+    if tile.few:
+        kernel, own = few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
     x = rows.values
     no_bias = rows.sums
     n_blocks, blocks = slots.n_blocks(tile.rows), slots.blocks
@@ -202,14 +203,6 @@ def _launch(
                 span, gated, activation or "", bias is not None,
                 bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
             )  # fmt: skip
-
-
-def _kernel_of(rows: Rows, stack: Stack, tile: Tile, gated: bool) -> tuple[Any, dict[str, int]]:
-    """The kernel that `tile` names, and the arguments that it alone has."""
-    if tile.few:
-        return few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
-    is_scaled = tile.scaled in ("all", "gated" if gated else "alone") and stack.can_be_scaled and rows.parts == 1
-    return many_rows_kernel, {"SCALED": is_scaled}
 
 
 def _second_bias(

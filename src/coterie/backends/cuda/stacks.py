@@ -48,11 +48,6 @@ class Stack:
         return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)
 
     @property
-    def can_be_scaled(self) -> bool:
-        """Whether `kernels.scaled` has numbers for these weights, which lose no digits of scales and biases."""
-        return self.mode == "mxfp4" or ((self.mode, self.bits, self.scales.dtype) == ("affine", 4, torch.bfloat16))
-
-    @property
     def has_sums(self) -> bool:
         """Whether products need the sums of activations over groups."""
         return self.mode == "affine"

@@ -12,8 +12,7 @@ class Tile:
     """`bn` rows of a matrix and `rows` routed rows, `stages` copies under way, and the warps of a program.
 
     few: whether the kernel for few rows takes it. alone: how many times `bn` rows a program takes of a matrix that goes
-    by itself, where gate and up are two. scaled: the products whose weights meet their scales before activations, where
-    they can: "gated", "alone", "all" or none.
+    by itself, where gate and up are two.
     """
 
     few: bool
@@ -22,7 +21,6 @@ class Tile:
     stages: int
     warps: int
     alone: int = 1
-    scaled: str = ""
 
 
 FEW_ROWS = 8
@@ -39,26 +37,19 @@ def few_tile(parts: int) -> Tile:
     return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
 
 
-def tile_for(stack: Stack, n_slots: int, parts: int, *, may_round: bool = False) -> Tile:
-    """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns.
-
-    may_round: whether affine weights may meet their scales first. They are rounded then, so of a layer's products only
-    the one that gains most by it does so; weights of mxfp4 stay exact.
-    """
+def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
+    """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns."""
     columns = parts * n_slots / stack.n_experts
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
-    is_scaled = parts == 1 and stack.can_be_scaled and (may_round or stack.mode != "affine")
     if columns <= 16:
         tile = Tile(False, 64, 16 // parts, 4, 4)
     elif columns <= 48:
-        tile = Tile(False, 64, 32 // parts, 4, 4, 2, "alone" if is_scaled else "")
+        tile = Tile(False, 64, 32 // parts, 3, 4)
     elif columns > 192 and stack.mode == "plain":
         tile = Tile(False, 128, 128 // parts, 3, 8)
     else:
-        tile = Tile(False, 64, 64 // parts, 3 if is_scaled else 4, 4, 2, "gated" if is_scaled else "")
-    if tile.scaled and stack.mode != "affine":
-        tile = replace(tile, scaled="all")
+        tile = Tile(False, 64, 64 // parts, 4, 4, 2)
     return replace(tile, stages=min(tile.stages, _stages_that_fit(stack, tile, parts)))
 
 

@@ -48,40 +48,25 @@ def _lanes(low: str, high: str) -> tl.constexpr:
     return tl.constexpr("{ .reg .b32 t; " + " ".join(steps) + " }")
 
 
-def _float_lanes(scaled: bool) -> tl.constexpr:
+def _float_lanes() -> tl.constexpr:
     """PTX: the values of the four E2M1 codes of each unit: sign, exponent and mantissa moved to their places in
     bfloat16, then times 2^126 for the difference of the exponents' biases, which is exact for subnormal codes too.
-    -0 is added to the product, because GPUs before Hopper have no instruction without a sum. scaled: times $5.
+    -0 is added to the product, because GPUs before Hopper have no instruction without a sum.
     """
     signs = ("shl.b32 s, $4, 12;", "shl.b32 s, $4, 8;", "shl.b32 s, $4, 4;", "mov.b32 s, $4;")
     magnitudes = ("shl.b32 m, $4, 6;", "shl.b32 m, $4, 2;", "shr.b32 m, $4, 2;", "shr.b32 m, $4, 6;")
     join = "and.b32 m, m, 0x01C001C0; lop3.b32 m, s, 0x80008000, m, 0xEA;"
     steps = [
-        f"{sign} {magnitude} {join} fma.rn.bf16x2 {'m' if scaled else f'${place}'}, m, f, z;"
-        + (f" fma.rn.bf16x2 ${place}, m, $5, z;" if scaled else "")
+        f"{sign} {magnitude} {join} fma.rn.bf16x2 ${place}, m, f, z;"
         for place, (sign, magnitude) in enumerate(zip(signs, magnitudes, strict=True))
     ]
     constants = "mov.b32 f, 0x7E807E80; mov.b32 z, 0x80008000;"
     return tl.constexpr("{ .reg .b32 s, m, f, z; " + constants + " " + " ".join(steps) + " }")
 
 
-def _scaled_lanes() -> tl.constexpr:
-    """PTX: code * $5 + $6 in bfloat16 for the four codes of each unit, rounded once; 16 + code less 16 is exact."""
-    shifts = ("shl.b32 t, $4, 3;", "shr.b32 t, $4, 1;", "shr.b32 t, $4, 5;", "shr.b32 t, $4, 9;")
-    steps = [
-        f"{shift} lop3.b32 t, t, 0x00780078, 0x41804180, 0xEA; "
-        f"fma.rn.bf16x2 t, t, o, n; fma.rn.bf16x2 ${place}, t, $5, $6;"
-        for place, shift in enumerate(shifts)
-    ]
-    constants = "mov.b32 o, 0x3F803F80; mov.b32 n, 0xC180C180;"
-    return tl.constexpr("{ .reg .b32 t, o, n; " + constants + " " + " ".join(steps) + " }")
-
-
 _NIBBLES = _lanes("0x41804180", "0x41804180")
 _LOW_AND_HIGH = _lanes("0x41804180", "0x43804380")
-_E2M1_NIBBLES = _float_lanes(scaled=False)
-_SCALED_NIBBLES = _scaled_lanes()
-_SCALED_E2M1_NIBBLES = _float_lanes(scaled=True)
+_E2M1_NIBBLES = _float_lanes()
 
 
 @triton.jit
@@ -188,34 +173,6 @@ def low_and_high(q, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
         c = _from_bits((((q >> 8) & 15) << 3) | 0x4180)
         d = _from_bits((((q >> 12) & 15) << 3) | 0x4380)
     return _side_by_side(tl.join(a, c), A, B, G), _side_by_side(tl.join(b, d), A, B, G)
-
-
-@triton.jit
-def nibbles_times(q, scale, bias, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
-    """code * scale + bias, bfloat16 [A, B, G], of 4-bit codes in units [A, B, G / 4]; one scale and bias a unit."""
-    a, b, c, d = tl.inline_asm_elementwise(
-        _SCALED_NIBBLES,
-        "=&r,=&r,=&r,=&r,r,r,r",
-        [q, scale, bias],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
-    return _side_by_side(tl.join(tl.join(a, c), tl.join(b, d)), A, B, G)
-
-
-@triton.jit
-def e2m1_times(q, scale, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
-    """value * scale, bfloat16 [A, B, G], of E2M1 codes in units [A, B, G / 4], a scale for each unit."""
-    a, b, c, d = tl.inline_asm_elementwise(
-        _SCALED_E2M1_NIBBLES,
-        "=&r,=&r,=&r,=&r,r,r",
-        [q, scale],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
-    return _side_by_side(tl.join(tl.join(a, c), tl.join(b, d)), A, B, G)
 
 
 @triton.jit

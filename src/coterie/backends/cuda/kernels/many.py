@@ -20,7 +20,6 @@ from coterie.backends.cuda.kernels.columns import (
 )
 from coterie.backends.cuda.kernels.constants import constants
 from coterie.backends.cuda.kernels.dot import dot, plain_dot
-from coterie.backends.cuda.kernels.scaled import scaled_products
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -83,15 +82,33 @@ def _scales_at(scales, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, 
 
 
 @triton.jit
-def _exact_products(
-    x, x_sums, starts, live, codes, scales, biases, up_codes, up_scales, up_biases, row, inside,
+def many_rows_kernel(
+    x, x_sums, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias,
+    order, offsets, blocks, out, out_sums,
+    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    SPAN: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr,
-    STAGES: tl.constexpr,
+    SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
+    SLOTS: tl.constexpr, PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Products [BN, BT] of rows of one matrix, or of two, with activations from `starts` [BT] on in x; no weight is
-    rounded.
-    """
+    """BN rows of an expert's matrix times the R rows of a block; the arguments are those of `few_rows_kernel`."""
+    BT: tl.constexpr = R * PARTS
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    inside = row < n_rows
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
+    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, R, SLOTS)
+    if expert < 0:
+        return
+    slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
+    starts = starts_of(slots // top_k, K, n_inputs, PARTS, R)
+    columns = each_part(live, PARTS, R)
+    stored = expert * n_stored
+    W: tl.constexpr = row_width(K, MODE, BITS, C)
+    codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
+    scales, up_scales = scales + stored * (K // G), up_scales + (stored + up_row) * (K // G)
+    biases, up_biases = biases + stored * (K // G), up_biases + (stored + up_row) * (K // G)
     acc = tl.zeros((BN, BT), tl.float32)
     up_acc = tl.zeros((BN, BT), tl.float32)
     # Scales are two bytes each, too few for an asynchronous copy: they are fetched one step ahead by hand.
@@ -112,56 +129,11 @@ def _exact_products(
         scale, up_scale = next_scale, next_up_scale
     if MODE == "affine":
         runs = starts // SPAN
-        exact: tl.constexpr = PARTS > 1
-        acc += constants(x_sums, runs, live, scales, biases, row, inside, K, G, EXCESS, SPAN, exact, BN, BT)
+        acc += constants(x_sums, runs, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)
         if GATED:
             up_acc += constants(
-                x_sums, runs, live, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, exact, BN, BT
+                x_sums, runs, columns, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
             )
-    return acc, up_acc
-
-
-@triton.jit
-def many_rows_kernel(
-    x, x_sums, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias,
-    order, offsets, blocks, out, out_sums,
-    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
-    K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
-    SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr,
-    GATED: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
-    SLOTS: tl.constexpr, PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-    SCALED: tl.constexpr,
-):  # fmt: skip
-    """BN rows of an expert's matrix times the R rows of a block; the arguments are those of `few_rows_kernel`.
-
-    SCALED: see `kernels.scaled`; for 4-bit codes and activations of one part.
-    """
-    BT: tl.constexpr = R * PARTS
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
-    inside = row < n_rows
-    wait_for_previous(EARLY)
-    let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, R, SLOTS)
-    if expert < 0:
-        return
-    slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
-    starts = starts_of(slots // top_k, K, n_inputs, PARTS, R)
-    columns = each_part(live, PARTS, R)
-    stored = expert * n_stored
-    W: tl.constexpr = row_width(K, MODE, BITS, C)
-    codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
-    scales, up_scales = scales + stored * (K // G), up_scales + (stored + up_row) * (K // G)
-    biases, up_biases = biases + stored * (K // G), up_biases + (stored + up_row) * (K // G)
-    if SCALED:
-        acc, up_acc = scaled_products(
-            x, starts, codes, scales, biases, up_codes, up_scales, up_biases, row, inside,
-            K, MODE, G, EXCESS, GATED, BN, BT, STAGES,
-        )  # fmt: skip
-    else:
-        acc, up_acc = _exact_products(
-            x, x_sums, starts, columns, codes, scales, biases, up_codes, up_scales, up_biases, row, inside,
-            K, MODE, BITS, G, C, EXCESS, SPAN, GATED, PARTS, BN, BT, STAGES,
-        )  # fmt: skip
     result = parts_added(acc, BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
