@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 import coterie.integrations.transformers as bridge
 from coterie.checkpoint import open_checkpoint
-from coterie.errors import CheckpointError, CoterieError, UnsupportedError
+from coterie.errors import BackendUnavailableError, CheckpointError, CoterieError, UnsupportedError
 from coterie.integrations.transformers.modules import PackedExperts, PackedLinear, PackedMatrix
 from coterie.integrations.transformers.names import FAMILIES
+from coterie.ops import dispatch
 from models import parity, references, tiny
 
 BOUND = 1e-5
@@ -175,9 +176,19 @@ def test_a_gradient_is_refused_by_name() -> None:
         found.sum().backward()
 
 
-@pytest.mark.parametrize("device_map", ["cuda", 0, {"": "cuda:0"}, {"model": "cpu", "lm_head": "disk"}, "mps"])
+@pytest.mark.parametrize("device_map", [{"model": "cpu", "lm_head": "disk"}, "mps", "xpu:0"])
 def test_other_devices_are_refused_by_name(device_map: Any) -> None:
-    with pytest.raises(CoterieError, match="cpu"):
+    with pytest.raises(UnsupportedError, match=r"device_map names '(disk|mps|xpu)'.*\"cpu\" and \"cuda\""):
+        bridge.MlxQuantizer(bridge.MlxConfig(bits=4, group_size=64)).validate_environment(device_map=device_map)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device_map", ["cuda", 0, {"": "cuda:0"}, {"model": "cpu", "lm_head": "cuda"}])
+def test_what_a_gpu_lacks_is_said_before_anything_is_loaded(device_map: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.delitem(dispatch._MODULES, "cuda", raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"built for the CPU alone|the GPU cannot be used"):
         bridge.MlxQuantizer(bridge.MlxConfig(bits=4, group_size=64)).validate_environment(device_map=device_map)
 
 

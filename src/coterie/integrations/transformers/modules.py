@@ -82,6 +82,13 @@ def rows_of(packed: Packed) -> Any:
     return dequantize(packed.codes, scales, biases, fmt.group_size, fmt.bits, fmt.mode, dtype="float32")
 
 
+def _picked(part: Any, rows: Any) -> Any:
+    """part[rows]; PyTorch picks no unsigned words on GPUs, so they go as signed ones."""
+    if part.dtype != torch.uint32:
+        return part[rows]
+    return part.view(torch.int32)[rows].view(torch.uint32)
+
+
 def _packed(parts: Sequence[Any], fmt: Format) -> Packed:
     codes, scales, biases = parts
     return Packed(codes, scales, biases, fmt.bits, fmt.group_size, fmt.mode)
@@ -118,7 +125,8 @@ class PackedEmbedding(PackedMatrix):
     def forward(self, ids: Any) -> Any:
         """Rows [..., K] of `ids` [...], in the model's dtype."""
         whole = self.matrix()
-        parts = [None if part is None else part[ids.reshape(-1)] for part in (whole.codes, whole.scales, whole.biases)]
+        flat = ids.reshape(-1)
+        parts = [None if part is None else _picked(part, flat) for part in (whole.codes, whole.scales, whole.biases)]
         rows = rows_of(dispatch.packed_like(whole, *parts)).to(self.like.dtype).reshape(*ids.shape, -1)
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale, dtype=rows.dtype)
 

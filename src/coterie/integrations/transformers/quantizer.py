@@ -19,6 +19,7 @@ from coterie.checkpoint import open_checkpoint
 from coterie.errors import UnsupportedError
 from coterie.integrations.transformers import swap
 from coterie.integrations.transformers.names import Rename, renames_of
+from coterie.ops import dispatch
 
 METHOD = "mlx"
 """The `quant_method` under which transformers knows MLX's formats."""
@@ -42,24 +43,27 @@ class MlxConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class MlxQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Loads packed weights into modules that run on Coterie's CPU kernels; saves them as they were."""
+    """Loads packed weights into modules that run on Coterie's kernels; saves them as they were."""
 
     requires_calibration = False
     quantization_config: MlxConfig
 
     def validate_environment(self, device_map: Any = None, **_: Any) -> None:
-        """Refuse devices that Coterie has no kernels for."""
+        """Refuse devices that Coterie has no kernels for: an `UnsupportedError`, or a `BackendUnavailableError` that
+        says what a GPU lacks here.
+        """
         if not self.pre_quantized:
             raise UnsupportedError(
                 "quantising while loading was asked for; convert first: `coterie convert` writes MLX's format",
                 code="quantize_on_load",
             )
-        for device in _devices(device_map):
-            if device != "cpu":
+        for device in sorted(_devices(device_map)):
+            if device not in ("cpu", "cuda"):
                 raise UnsupportedError(
-                    f'device_map names {device!r}; packed weights run on the CPU: device_map="cpu", or none',
+                    f'device_map names {device!r}; packed weights run on "cpu" and "cuda", GPUs of NVIDIA\'s',
                     code="device",
                 )
+            dispatch.get(device)
 
     def update_device_map(self, device_map: Any) -> Any:
         """ "auto" is the CPU."""
