@@ -96,6 +96,19 @@ def test_a_long_table_of_blocks_goes_in_several_launches(
     check(doors, floats(rng, (40, 64)), routed(rng, 40, 2, 6, empty=2), experts(rng, (6, 64, 32), "mxfp4"))
 
 
+def test_many_rows_of_one_matrix_go_in_several_launches(
+    device: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    from coterie.backends.cuda import products
+    from coterie.backends.cuda.layer import run_dense
+
+    made, x = experts(rng, (1, 64, 64), "8 bits"), floats(rng, (70, 64))
+    matrices = [on_device(device, picked(stack, 0)) for stack in (made.gate, made.up, made.down)]
+    expected = off(run_dense(on(device, x), *matrices, "silu", 2))
+    monkeypatch.setattr(products, "_MOST_PROGRAMS", 1)
+    np.testing.assert_array_equal(off(run_dense(on(device, x), *matrices, "silu", 2)), expected)
+
+
 def test_exact_rounds_bfloat16_results_alone(doors: str, rng: np.random.Generator) -> None:
     """Errors of the default precision are larger than the limit of the exact one."""
     made = experts(rng, (3, 64, 64), "8 bits")

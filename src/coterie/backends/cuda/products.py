@@ -190,14 +190,14 @@ def _launch(
         kernel, own = few_rows_kernel, {"STEPS": batches_in_step(stack, tile), "GB": tile.warps}
     x = rows.values
     no_bias = rows.sums
-    n_blocks, blocks = slots.n_blocks(tile.rows), slots.blocks
+    n_blocks = slots.n_blocks(tile.rows)
     with on_device_of(x):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             kernel[(triton.cdiv(n_rows, bn), min(_MOST_PROGRAMS, n_blocks - first))](
                 x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
-                slots.order, slots.offsets, blocks[first:] if first else blocks, out, out_sums,
-                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0,
+                slots.order, slots.offsets, slots.blocks, out, out_sums,
+                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 span, gated, activation or "", bias is not None,

@@ -26,7 +26,7 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 def few_rows_kernel(
     x, x_sums, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias,
     order, offsets, blocks, out, out_sums,
-    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row,
+    n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
     SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
@@ -37,7 +37,7 @@ def few_rows_kernel(
 
     x: bfloat16 [PARTS, n_inputs, K] in the order of codes, row slot // top_k for a slot; x_sums: f32 [PARTS, n_inputs,
     K / SPAN]. codes, scales, biases: stacks of n_stored rows an expert, of which n_rows are multiplied; up rows begin
-    at up_row. bias: f32 [E, n_stored]. blocks, SLOTS: see `block_at`.
+    at up_row. bias: f32 [E, n_stored]. blocks, SLOTS: see `block_at`; the launch begins with `first_block`.
 
     GATED: out is bfloat16 [OUT_PARTS, n_slots, n_rows], the gated hidden values in the order of the next matrix's
     codes, and out_sums f32 [OUT_PARTS, n_slots, ceil(n_rows / OUT_SPAN)]. Otherwise out is [n_slots, n_rows], a float.
@@ -48,7 +48,7 @@ def few_rows_kernel(
     inside = row < n_rows
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, tl.program_id(1), n_experts, R, SLOTS)
+    expert, first_place = block_at(blocks, first_block + tl.program_id(1), n_experts, R, SLOTS)
     if expert < 0:
         return
     slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
