@@ -46,7 +46,7 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
         tile = Tile(False, 64, 16 // parts, 4, 4)
     elif columns <= 48:
         tile = Tile(False, 64, 32 // parts, 3, 4)
-    elif columns > 192 and stack.mode == "plain":
+    elif columns > 192 and stack.codes.dtype == torch.bfloat16:
         tile = Tile(False, 128, 128 // parts, 3, 8)
     else:
         tile = Tile(False, 64, 64 // parts, 4, 4, 2)
