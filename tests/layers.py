@@ -10,7 +10,7 @@ from coterie import Experts, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops.dispatch import numpy_dtype
-from tolerance import ROUNDED, assert_close, bound, errors
+from tolerance import ROUNDED, assert_close, bound, errors, split
 
 FOUR_BITS = Format.resolve("affine", 4, 32)
 
@@ -68,6 +68,7 @@ def check(x: np.ndarray, ids: np.ndarray, weights: np.ndarray, experts: Experts)
     """Both precisions against the reference; the exact result."""
     found, reference = run(x, ids, weights, experts), moe_reference(x, Routing(ids, weights), experts)
     limit = bound(x.dtype.name, experts.hidden, experts.intermediate, ids.shape[-1])
+    limit += split(experts.kind, 4)  # activations and weights of two products
     assert_close(found, reference, limit)
     check_default(run(x, ids, weights, experts, "default"), reference, limit)
     return found

@@ -19,11 +19,19 @@ EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 ROUNDED = 1e-4
 """What activations of 16 bits may add to the relative error of a layer."""
 
+_SPLIT = 2.0**-17 / math.sqrt(3)
+"""What the sum of two bf16 numbers leaves of an f32, in RMS: GPUs multiply such sums."""
+
 
 def bound(dtype: str, *depths: int) -> float:
     """The relative error allowed for a result of `dtype` behind f32 sums of the given lengths, one after the other."""
     sums = 4 * EPS["float32"] * sum(math.sqrt(depth) for depth in depths)
     return sums + (0.0 if dtype == "float32" else EPS[dtype] / 2)
+
+
+def split(kind: str, n_roundings: int) -> float:
+    """What a GPU may add where f32 numbers meet so many times: a single row is off by up to twice the RMS."""
+    return 2 * math.sqrt(n_roundings) * _SPLIT if kind == "cuda" else 0.0
 
 
 def errors(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:

@@ -96,6 +96,8 @@ def _prepared_once(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        torch.empty(0)  # PyTorch looks up once what makes tensors: it must know the functions behind those below
 
     def poisoned(allocate: Any) -> Any:
         def run(*arguments: Any, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """Work on the device, recorded once as a CUDA graph and played again between two events."""
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -61,13 +62,20 @@ def _waits(work: Work) -> bool:
     generators and allocator behind in a state of recording.
     """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        _refuse_waiting("error")
         work()
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
         return True
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _refuse_waiting(before)
     return False
+
+
+def _refuse_waiting(mode: int | str) -> None:
+    """PyTorch's debug mode for waits; that it is a prototype, of which PyTorch warns, is no news for users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)

@@ -44,13 +44,13 @@ class Projected:
 
     @property
     def pointers(self) -> tuple[Any, ...]:
-        return self.queries, self.keys, self.values
+        """Queries, keys and values; for those that the stores have already queries stand in, which nobody reads."""
+        return self.queries, *(self.queries if x is None else x for x in (self.keys, self.values))
 
     @property
     def numbers(self) -> tuple[Any, ...]:
         """Strides, eps and limit, as kernels take them."""
-        strides = (0 if x is None else x.stride(0) for x in self.pointers)
-        return *strides, float(self.eps), float(self.spec.clip or 0.0)
+        return *(x.stride(0) for x in self.pointers), float(self.eps), float(self.spec.clip or 0.0)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -191,6 +191,6 @@ class Shares:
                 ARRANGED=tuple(tuple(one.arrangement) for one in made),
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
-                num_warps=4, **early(out),
+                num_warps=4, **early(out, fused=False),
             )  # fmt: skip
         return out, made

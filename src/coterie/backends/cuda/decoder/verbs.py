@@ -22,6 +22,9 @@ from coterie.ops import RouteSpec, Routing
 _EXACT_PARTS = 2
 """Numbers of bf16 that an activation is the sum of where it is not rounded to one: 16 of the 24 digits of f32."""
 
+_WHOLE_PARTS = 4
+"""Numbers of bf16 that hold all digits of f32: three would do, and kernels want a power of two."""
+
 _FEW = 64
 """Rows up to which what experts give is kept in f32: with more it would cost more to write and read than it is worth.
 """
@@ -128,7 +131,9 @@ class Verbs:
         return as_numpy(x)
 
     def _parts(self, exact: bool = False) -> int:
-        return _EXACT_PARTS if exact or self.precision == "exact" else 1
+        if self.precision == "exact":
+            return _WHOLE_PARTS if exact else _EXACT_PARTS
+        return _EXACT_PARTS if exact else 1
 
     def _dense(self, matrix: Weight, transposed: bool) -> torch.Tensor:
         """Matrices by head in f32, the other way round if so, made once."""

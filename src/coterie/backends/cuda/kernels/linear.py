@@ -9,7 +9,7 @@ from coterie.backends.cuda.kernels.constants import constants
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_rows_2", "n_rows_3"])  # one of several numbers may not be a constant
 def linear_kernel(
     x, x_sums, codes, scales, biases, bias, out, n_rows,
     codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2,

@@ -72,6 +72,9 @@ def arrange_row(
 ):  # fmt: skip
     """SIZE numbers x [BLOCK] of a row, from `place` on among its WHOLE, as PARTS bfloat16 numbers each in the order of
     codes: values [PARTS, n_rows, WHOLE]; and the sums of their groups [PARTS, n_rows, WHOLE / GROUP].
+
+    For kernels that are compiled without fused additions: what a product of x's leaves behind its first part would
+    otherwise be more than f32 holds, and other bits than those of x once it was stored.
     """
     columns, groups = tl.arange(0, BLOCK), tl.arange(0, BLOCK // GROUP)
     for part in tl.static_range(PARTS):
