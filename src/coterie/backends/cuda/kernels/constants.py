@@ -31,22 +31,23 @@ def _product_of_f32(a, b, acc, EXACT: tl.constexpr):
 
 @triton.jit
 def constants(
-    x_sums, starts, live, scales, biases, inside,
+    x_sums, starts, live, scales, biases, row, inside,
     K: tl.constexpr, G: tl.constexpr, EXCESS: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
     BN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The sum over the groups of rows of K codes of (bias - EXCESS * scale) * sum(x): [BN, BT].
 
-    x_sums: sums of activations over runs of SPAN, those of a column from starts [BT] on; live: [BT]. scales, biases:
-    where those of each row begin, [BN], if it is inside.
+    x_sums: sums of activations over runs of SPAN, those of a column from starts [BT] on; live: [BT]. scales, biases: a
+    matrix [N, K / G]; row, inside: [BN].
     """
     NG: tl.constexpr = groups_together(K // G)
     total = tl.zeros((BN, BT), tl.float32)
     for first in tl.range(0, K // G, NG):
         group = first + tl.arange(0, NG)
         mask = inside[:, None] & (group < K // G)[None, :]
-        scale = tl.load(scales[:, None] + group[None, :], mask=mask, other=0.0).to(tl.float32)
-        bias = tl.load(biases[:, None] + group[None, :], mask=mask, other=0.0).to(tl.float32)
+        place = row[:, None] * (K // G) + group[None, :]
+        scale = tl.load(scales + place, mask=mask, other=0.0).to(tl.float32)
+        bias = tl.load(biases + place, mask=mask, other=0.0).to(tl.float32)
         runs = starts[None, :] + group[:, None] * (G // SPAN)
         seen = live[None, :] & (group < K // G)[:, None]
         sums = tl.load(x_sums + runs, mask=seen, other=0.0)

@@ -73,15 +73,12 @@ def few_rows_kernel(
     total = tl.sum(acc, 0)
     up_total = tl.sum(up_acc, 0)
     if MODE == "affine":
-        runs, place = starts // SPAN, row * (K // G)
-        total += constants(
-            x_sums, runs, columns, scales + place, biases + place, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
-        )
+        runs = starts // SPAN
+        total += constants(x_sums, runs, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)
         if GATED:
             up_total += constants(
-                x_sums, runs, columns, up_scales + place, up_biases + place, inside,
-                K, G, EXCESS, SPAN, PARTS > 1, BN, BT,
-            )  # fmt: skip
+                x_sums, runs, columns, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
+            )
     result = parts_added(total, BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]

@@ -53,11 +53,9 @@ def linear_kernel(
             acc = add_products(acc, tile, codes, scales, row, inside, group, K, MODE, BITS, G, C, GB, BN, BT)
     total = tl.sum(acc, 0)
     if MODE == "affine":
-        place = row * (K // G)
         total += constants(
-            x_sums, starts // SPAN, columns, scales + place, biases + place, inside,
-            K, G, EXCESS, SPAN, PARTS > 1, BN, BT,
-        )  # fmt: skip
+            x_sums, starts // SPAN, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
+        )
     result = parts_added(total, BN, PARTS, R)
     result += tl.load(bias + row, mask=inside & has_bias, other=0.0)[:, None]
     target = out + input_row.to(tl.int64)[None, :] * n_rows + row[:, None]

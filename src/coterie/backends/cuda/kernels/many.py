@@ -24,65 +24,60 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @triton.jit
-def _either(first, second, line, BN: tl.constexpr, GATED: tl.constexpr):
-    """Pointers for lines [BN], or for [2 * BN] of which the second half belongs to the second matrix."""
-    return tl.where(line < BN, first, second) if GATED else first + line * 0
-
-
-@triton.jit
-def _units(codes, inside, group, C: tl.constexpr, G: tl.constexpr):
-    """Units [1, lines, G / C] of one group; codes: where each line begins."""
+def _units(codes, row, inside, group, K: tl.constexpr, C: tl.constexpr, G: tl.constexpr):
+    """Units [1, BN, G / C] of one group."""
     unit = group * (G // C) + tl.arange(0, G // C)
-    return tl.load(codes[:, None] + unit[None, :], mask=inside[:, None], other=0)[None, :, :]
+    return tl.load(codes + row[:, None] * (K // C) + unit[None, :], mask=inside[:, None], other=0)[None, :, :]
 
 
 @triton.jit
-def _plain(weights, inside, group, K: tl.constexpr, G: tl.constexpr):
-    """Plain weights [lines, G]."""
+def _plain(weights, row, inside, group, K: tl.constexpr, G: tl.constexpr):
+    """Plain weights [BN, G]."""
     k = group * G + tl.arange(0, G)
-    return tl.load(weights[:, None] + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+    return tl.load(weights + row[:, None] * K + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
 
 
 @triton.jit
 def _packed(
-    acc, x, scale, codes, inside, group,
+    acc, x, scale, codes, row, inside, group,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
-    M: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """acc [M, BT] plus the products with packed weights: the sum of the group, times its scale."""
-    nothing = tl.zeros((M, BT), tl.float32)
+    """acc plus the products with packed weights: the sum of the group, times its scale."""
+    nothing = tl.zeros((BN, BT), tl.float32)
     if C == 1:
         place = group * G + tl.arange(0, G)[None, :]
-        sums = dot(fetched(codes[:, None], place, inside[:, None] & (place < K), BITS), x, nothing)
+        start = codes + row[:, None] * row_width(K, MODE, BITS, 1)
+        sums = dot(fetched(start, place, inside[:, None] & (place < K), BITS), x, nothing)
     elif MODE == "affine" and BITS == 8:
-        low, high = low_and_high(_units(codes, inside, group, C, G), 1, M, G)
-        sums = dot(tl.reshape(high, (M, G)), x, dot(tl.reshape(low, (M, G)), x, nothing))
+        low, high = low_and_high(_units(codes, row, inside, group, K, C, G), 1, BN, G)
+        sums = dot(tl.reshape(high, (BN, G)), x, dot(tl.reshape(low, (BN, G)), x, nothing))
     else:
-        numbers = numbers_of(_units(codes, inside, group, C, G), 1, M, G, MODE, BITS)
-        sums = dot(tl.reshape(numbers, (M, G)), x, nothing)
-    return tl.fma(sums, tl.broadcast_to(scale_of(scale, MODE)[:, None], (M, BT)), acc)
+        numbers = numbers_of(_units(codes, row, inside, group, K, C, G), 1, BN, G, MODE, BITS)
+        sums = dot(tl.reshape(numbers, (BN, G)), x, nothing)
+    return tl.fma(sums, tl.broadcast_to(scale_of(scale, MODE)[:, None], (BN, BT)), acc)
 
 
 @triton.jit
 def _add_group(
-    acc, x, scale, codes, inside, group,
+    acc, x, scale, codes, row, inside, group,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
-    M: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """acc [M, BT] plus the products of one group with x [G, BT]."""
+    """acc [BN, BT] plus the products of one group with x [G, BT]."""
     if MODE == "plain":
-        acc = plain_dot(_plain(codes, inside, group, K, G), x, acc)
+        acc = plain_dot(_plain(codes, row, inside, group, K, G), x, acc)
     else:
-        acc = _packed(acc, x, scale, codes, inside, group, K, MODE, BITS, G, C, M, BT)
+        acc = _packed(acc, x, scale, codes, row, inside, group, K, MODE, BITS, G, C, BN, BT)
     return acc
 
 
 @triton.jit
-def _scales_at(scales, line, inside, group, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):
-    """Stored scales of a group, one a line; plain weights have none."""
-    stored = line
+def _scales_at(scales, row, inside, group, K: tl.constexpr, MODE: tl.constexpr, G: tl.constexpr):
+    """Stored scales [BN] of a group; plain weights have none."""
+    stored = row
     if MODE != "plain":
-        stored = tl.load(scales + group, mask=inside & (group < K // G), other=0)
+        stored = tl.load(scales + row * (K // G) + group, mask=inside & (group < K // G), other=0)
     return stored
 
 
@@ -97,16 +92,9 @@ def many_rows_kernel(
     SLOTS: tl.constexpr, PARTS: tl.constexpr, OUT_PARTS: tl.constexpr, STAGES: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """BN rows of an expert's matrix times the R rows of a block; the arguments are those of `few_rows_kernel`.
-
-    Gate and up are one matrix of 2 * BN lines: one product has to be waited for, and the two numbers that meet in the
-    activation come out in the same thread.
-    """
+    """BN rows of an expert's matrix times the R rows of a block; the arguments are those of `few_rows_kernel`."""
     BT: tl.constexpr = R * PARTS
-    M: tl.constexpr = 2 * BN if GATED else BN
-    first_row = tl.program_id(0) * BN
-    line = tl.arange(0, M)
-    row = first_row + line % BN
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < n_rows
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
@@ -118,13 +106,14 @@ def many_rows_kernel(
     columns = each_part(live, PARTS, R)
     stored = expert * n_stored
     W: tl.constexpr = row_width(K, MODE, BITS, C)
-    codes = _either(codes + stored * W, up_codes + (stored + up_row) * W, line, BN, GATED) + row * W
-    scales = _either(scales + stored * (K // G), up_scales + (stored + up_row) * (K // G), line, BN, GATED)
-    scales += row * (K // G)
-    acc = tl.zeros((M, BT), tl.float32)
-    # Scales are two bytes each, too few for an asynchronous copy: they are fetched two steps ahead by hand.
-    scale = _scales_at(scales, line, inside, 0, K, MODE, G)
-    next_scale = _scales_at(scales, line, inside, 1, K, MODE, G)
+    codes, up_codes = codes + stored * W, up_codes + (stored + up_row) * W
+    scales, up_scales = scales + stored * (K // G), up_scales + (stored + up_row) * (K // G)
+    biases, up_biases = biases + stored * (K // G), up_biases + (stored + up_row) * (K // G)
+    acc = tl.zeros((BN, BT), tl.float32)
+    up_acc = tl.zeros((BN, BT), tl.float32)
+    # Scales are two bytes each, too few for an asynchronous copy: they are fetched one step ahead by hand.
+    scale = _scales_at(scales, row, inside, 0, K, MODE, G)
+    up_scale = _scales_at(up_scales, row, inside, 0, K, MODE, G)
     for group in tl.range(0, tl.cdiv(K, G), num_stages=STAGES):
         k = group * G + tl.arange(0, G)
         # Columns that are no rows repeat the block's first: without a mask copies cost less.
@@ -132,22 +121,30 @@ def many_rows_kernel(
             tile = tl.load(x + starts[None, :] + k[:, None])
         else:
             tile = tl.load(x + starts[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
-        later_scale = _scales_at(scales, line, inside, group + 2, K, MODE, G)
-        acc = _add_group(acc, tile, scale, codes, inside, group, K, MODE, BITS, G, C, M, BT)
-        scale, next_scale = next_scale, later_scale
+        next_scale = _scales_at(scales, row, inside, group + 1, K, MODE, G)
+        next_up_scale = _scales_at(up_scales, row, inside, group + 1, K, MODE, G)
+        acc = _add_group(acc, tile, scale, codes, row, inside, group, K, MODE, BITS, G, C, BN, BT)
+        if GATED:
+            up_acc = _add_group(up_acc, tile, up_scale, up_codes, row, inside, group, K, MODE, BITS, G, C, BN, BT)
+        scale, up_scale = next_scale, next_up_scale
     if MODE == "affine":
-        biases = _either(biases + stored * (K // G), up_biases + (stored + up_row) * (K // G), line, BN, GATED)
-        biases += row * (K // G)
-        acc += constants(x_sums, starts // SPAN, columns, scales, biases, inside, K, G, EXCESS, SPAN, PARTS > 1, M, BT)
-    result = parts_added(acc, M, PARTS, R)
+        runs = starts // SPAN
+        acc += constants(x_sums, runs, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)
+        if GATED:
+            up_acc += constants(
+                x_sums, runs, columns, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
+            )
+    result = parts_added(acc, BN, PARTS, R)
     if HAS_BIAS:
-        added = _either(bias + stored, up_bias + stored + up_row, line, BN, GATED) + row
-        result += tl.load(added, mask=inside, other=0.0)[:, None]
+        result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
     if GATED:
-        gate, up = tl.split(tl.permute(tl.reshape(result, (2, BN, R)), (1, 2, 0)))
+        up_result = parts_added(up_acc, BN, PARTS, R)
+        if HAS_BIAS:
+            up_result += tl.load(up_bias + stored + up_row + row, mask=inside, other=0.0)[:, None]
+        values = gated(result, up_result, ACTIVATION)
+        first_row = tl.program_id(0) * BN
         store_hidden(
-            gated(gate, up, ACTIVATION), out, out_sums, first_row, slots, live, n_slots, n_rows,
-            BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS,
+            values, out, out_sums, first_row, slots, live, n_slots, n_rows, BN, R, OUT_G, OUT_C, OUT_SPAN, OUT_PARTS,
         )  # fmt: skip
     else:
         mask = inside[:, None] & live[None, :]
