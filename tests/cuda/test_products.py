@@ -59,8 +59,18 @@ WIDTHS = {16: 336, 32: 96, 64: 320, 128: 384}
 """K by group size: 21, 3, 5 and 3 groups, never a whole number of batches."""
 
 
+def always_in_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 8 rows go to the kernel for many, which small matrices are too small for."""
+    monkeypatch.setattr("coterie.backends.cuda.tiles._ROWS_OF_ONE", 8)
+    monkeypatch.setattr("coterie.backends.cuda.tiles._SHARED_COLUMNS", 8)
+    monkeypatch.setattr("coterie.backends.cuda.tiles._MOST_SMALL", 0)
+
+
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_every_format_by_few_rows_and_by_many(device: str, fmt: Format, rng: np.random.Generator) -> None:
+def test_every_format_by_few_rows_and_by_many(
+    device: str, fmt: Format, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_in_large_tiles(monkeypatch)
     made = weight(rng, (19, WIDTHS[fmt.group_size]), fmt, "float16")
     for n_rows, parts in ((3, 2), (10, 1)):
         x = floats(rng, (n_rows, made.shape[1]))
@@ -68,9 +78,14 @@ def test_every_format_by_few_rows_and_by_many(device: str, fmt: Format, rng: np.
         check(found, x, made, None, parts)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("form", ["4 bits", "bf16"])
-def test_numbers_of_rows_around_tiles(device: str, form: str, parts: int, rng: np.random.Generator) -> None:
+def test_numbers_of_rows_around_tiles(
+    device: str, form: str, parts: int, large: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        always_in_large_tiles(monkeypatch)
     made, bias = weight(rng, (65, 64), FORMS[form]), floats(rng, (65,))
     for n_rows in (0, 1, 7, 8, 9, 16, 17, 32, 33, 48, 49, 65):
         x = floats(rng, (n_rows, 64))
@@ -80,14 +95,17 @@ def test_numbers_of_rows_around_tiles(device: str, form: str, parts: int, rng: n
             check(found, x, made, bias, parts)
 
 
-def test_several_matrices_meet_the_same_rows(device: str, rng: np.random.Generator) -> None:
-    """Those of one format go together, up to three at a time; results keep their order."""
+def test_several_matrices_meet_the_same_rows(
+    device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one format go together, up to three at a time, unless they are too large; results keep their order."""
+    monkeypatch.setattr("coterie.backends.cuda.tiles._MOST_SMALL", 6)
     names = ["4 bits", "bf16", "4 bits", "f32", "4 bits", "mxfp4", "4 bits", "bf16", "f16"]
     sizes = [16, 40, 1, 33, 17, 24, 50, 15, 31]
     weights = [weight(rng, (size, 192), FORMS[name]) for name, size in zip(names, sizes, strict=True)]
     biases = [floats(rng, (size,)) if index % 3 != 1 else None for index, size in enumerate(sizes)]
     bias = np.concatenate([np.zeros(n) if bias is None else bias for n, bias in zip(sizes, biases, strict=True)])
-    for n_rows in (2, 11):
+    for n_rows in (2, 11, 40):
         x = floats(rng, (n_rows, 192))
         found = run_linears(device, x, weights, biases, parts=2)
         assert [product.shape for product in found] == [(n_rows, size) for size in sizes]

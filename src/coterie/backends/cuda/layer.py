@@ -16,7 +16,7 @@ from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import FEW_ROWS, Tile, few_tile, tile_for
+from coterie.backends.cuda.tiles import Tile, dense_tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
@@ -91,7 +91,7 @@ def run_dense(
 ) -> torch.Tensor:  # fmt: skip
     """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
     stack, second, last = (stack_of(weight) for weight in (gate, up, down))
-    tile = few_tile(parts) if alone or len(x) <= FEW_ROWS else tile_for(stack, len(x), parts)
+    tile = few_tile(parts) if alone else dense_tile(stack, len(x), parts)
     rows = prepare(x, stack, parts, tile)
     hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile)
     return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32)

@@ -11,7 +11,7 @@ from coterie.backends.cuda.kernels.linear import linear_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import Rows, Slots, multiply, prepare
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import FEW_ROWS, batches_in_step, few_tile, tile_for
+from coterie.backends.cuda.tiles import Tile, batches_in_step, dense_tile, few_tile
 
 _TOGETHER = 3
 """Matrices that one launch takes."""
@@ -24,40 +24,40 @@ def linears(
     """x [T, K] times the transpose of each weight [N, K], plus its bias f32 [N]: a list of [T, N] in `dtype`.
 
     parts: how many bfloat16 numbers an activation is the sum of. alone: rows come out with the bits that they have in
-    calls of their own; few rows do in any case.
+    calls of their own; up to 16 rows do in any case.
     """
     stacks = [stack_of(weight) for weight in weights]
-    few = alone or len(x) <= FEW_ROWS
+    tiles = [few_tile(parts) if alone else dense_tile(stack, len(x), parts) for stack in stacks]
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool], Rows] = {}
-    order = sorted(range(len(stacks)), key=lambda index: str(stacks[index].same_format))
-    for _, same in groupby(order, key=lambda index: stacks[index].same_format):
+    order = sorted(range(len(stacks)), key=lambda index: (str(stacks[index].same_format), tiles[index].few))
+    for _, same in groupby(order, key=lambda index: (stacks[index].same_format, tiles[index].few)):
         chosen = list(same)
-        stack = stacks[chosen[0]]
-        tile = few_tile(parts) if few else tile_for(stack, len(x), parts)
+        stack, tile = stacks[chosen[0]], tiles[chosen[0]]
         arrangement = (stack.group, stack.per_unit, stack.has_sums)
         if arrangement not in prepared:
             prepared[arrangement] = prepare(x, stack, parts, tile)
         rows = prepared[arrangement]
-        for first in range(0, len(chosen), _TOGETHER if few else 1):
-            some = chosen[first : first + (_TOGETHER if few else 1)]
-            if few:
-                products = _together(rows, [stacks[i] for i in some], [biases[i] for i in some], dtype)
+        together = _TOGETHER if tile.few else 1
+        for first in range(0, len(chosen), together):
+            some = chosen[first : first + together]
+            if tile.few:
+                products = _together(rows, [stacks[i] for i in some], [biases[i] for i in some], tile, dtype)
             else:
-                products = [multiply(rows, Slots.dense(rows), stacks[some[0]], biases[some[0]], tile, dtype)]
+                index = some[0]
+                products = [multiply(rows, Slots.dense(rows), stacks[index], biases[index], tiles[index], dtype)]
             for index, product in zip(some, products, strict=True):
                 out[index] = product
     return [product for product in out if product is not None]
 
 
 def _together(
-    rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], dtype: torch.dtype
+    rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], tile: Tile, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The products of few rows with up to three matrices of one format."""
     x = rows.values
     parts, n = x.shape[:2]
     out = [torch.empty((n, stack.n_rows), dtype=dtype, device=x.device) for stack in stacks]
-    tile = few_tile(parts)
     described: list[torch.Tensor | int] = []
     for index in range(_TOGETHER):
         there = index < len(stacks)

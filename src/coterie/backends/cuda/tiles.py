@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import triton
 
 from coterie.backends.cuda.stacks import Stack
 
@@ -23,8 +24,17 @@ class Tile:
     alone: int = 1
 
 
-FEW_ROWS = 8
+_ROWS_OF_ONE = 16
 """Rows up to which whole matrices take the tile for single rows."""
+
+_SHARED_COLUMNS = 32
+"""Columns that the kernel for few rows multiplies with a whole matrix, which it reads once for all of them."""
+
+_MOST_SMALL = 640
+"""Programs up to which that kernel is the faster one for whole matrices: the other has a quarter of them, or fewer."""
+
+_FEWEST_LARGE = 512
+"""Programs below which a tile of twice the rows leaves multiprocessors without work."""
 
 _FEW_COLUMNS = 8
 """Columns of the smallest product of the matrix units."""
@@ -42,7 +52,9 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     columns = parts * n_slots / stack.n_experts
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
-    if columns <= 16:
+    if columns <= 4:
+        tile = Tile(False, 64, 8 // parts, 4, 4)
+    elif columns <= 16:
         tile = Tile(False, 64, 16 // parts, 4, 4)
     elif columns <= 48:
         tile = Tile(False, 64, 32 // parts, 3, 4)
@@ -51,6 +63,19 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     else:
         tile = Tile(False, 64, 64 // parts, 4, 4, 2)
     return replace(tile, stages=min(tile.stages, _stages_that_fit(stack, tile, parts)))
+
+
+def dense_tile(stack: Stack, n_rows: int, parts: int) -> Tile:
+    """The tile for rows that all meet one matrix; each row is `parts` columns."""
+    if n_rows <= _ROWS_OF_ONE:
+        return few_tile(parts)
+    rows = _SHARED_COLUMNS // parts
+    n_blocks = triton.cdiv(n_rows, rows)
+    if n_blocks == 1 or triton.cdiv(stack.n_rows, few_tile(parts).bn) * n_blocks <= _MOST_SMALL:
+        return replace(few_tile(parts), rows=rows)
+    tile = tile_for(stack, n_rows, parts)
+    n_programs = triton.cdiv(stack.n_rows, tile.bn * tile.alone) * triton.cdiv(n_rows, tile.rows)
+    return replace(tile, alone=1) if n_programs < _FEWEST_LARGE else tile
 
 
 def _stages_that_fit(stack: Stack, tile: Tile, parts: int) -> int:
