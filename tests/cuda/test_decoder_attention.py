@@ -113,15 +113,22 @@ def test_prompts_steps_and_both_together(rng: np.random.Generator, name: str, pr
         assert 0 < Comparison(rng, spec, precision, **options).worst_row(plan) < BOUNDS[precision]
 
 
-def test_positions_that_many_programs_share(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("programs", [1, 2, 1024])
+def test_positions_that_many_programs_share(
+    rng: np.random.Generator, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More keys than one program of a step meets at a time, up to and around the borders of its blocks."""
+    monkeypatch.setattr("coterie.backends.cuda.decoder.shapes._PROGRAMS_AT_ONCE", programs)
     spec = replace(PLAIN, n_heads=2, n_kv_heads=1)
     assert Comparison(rng, spec, "exact").worst_row([[14], *[[1]] * 4, [27], *[[1]] * 4]) < BOUNDS["exact"]
 
 
-def test_a_row_of_a_step_has_the_bits_that_it_has_alone() -> None:
+@pytest.mark.parametrize("programs", [6, 1024])
+def test_a_row_of_a_step_has_the_bits_that_it_has_alone(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many splits a program takes: of 6 programs each of the rows alone has three, and together one."""
     from coterie.backends.cuda.decoder import verbs
 
+    monkeypatch.setattr("coterie.backends.cuda.decoder.shapes._PROGRAMS_AT_ONCE", programs)
     backend, spec = verbs(), replace(WINDOW, n_heads=8)
     frequencies = {spec.rope: np.array(spec.rope.frequencies, np.float32)}
     width, kv = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim

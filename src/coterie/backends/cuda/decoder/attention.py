@@ -103,8 +103,9 @@ def _step(
     group = spec.n_heads // spec.n_kv_heads
     shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype)
     shares = Shares(n_rows, spec.n_heads, spec.head_dim, shape, spec.window, rows.positions)
+    beside = spec.n_kv_heads * shape.parts
     with on_device_of(projected.queries):
-        attend_shares_kernel[(shape.n_programs(rows.longest, spec.window), spec.n_kv_heads * shape.parts, n_rows)](
+        attend_shares_kernel[(shape.n_programs(rows.longest, spec.window, beside * n_rows), beside, n_rows)](
             *projected.pointers, None, projected.query_norm, projected.key_norm, *rows.tables[spec.rope],
             rows.positions, rows.stores[layer], shares.mixed, shares.states, *projected.numbers, spec.window or 0,
             float(spec.scale), GROUP=group, HEADS=shape.heads, D_TURNED=0, HAS_NEW=projected.keys is not None,

@@ -80,7 +80,7 @@ def _step(
     shares = Shares(n_rows, n_heads, rank, shape, None, rows.positions)
     none: Any = None
     with on_device_of(absorbed):
-        attend_shares_kernel[(shape.n_programs(rows.longest, None), shape.parts, n_rows)](
+        attend_shares_kernel[(shape.n_programs(rows.longest, None, shape.parts * n_rows), shape.parts, n_rows)](
             absorbed, none, none, turned, none, none, none, none, rows.positions, stores, shares.mixed, shares.states,
             0, 0, 0, 0.0, 0.0, 0, float(scale), N_HEADS=n_heads, GROUP=n_heads, HEADS=shape.heads, D=rank,
             D_TURNED=dim, N_PAIRS=0, INTERLEAVED=False, Q_NORM=False, K_NORM=False, V_NORM=False, HAS_LIMIT=False,

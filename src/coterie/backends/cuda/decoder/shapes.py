@@ -8,6 +8,9 @@ import triton
 _PROGRAMS = 256
 """Programs that a step of one sequence is divided among, if it is long enough: two for each multiprocessor."""
 
+_PROGRAMS_AT_ONCE = 1024
+"""Programs of a step of many sequences: about as many as multiprocessors have room for."""
+
 _MOST_SPLITS = 64
 
 _LEAST_SHARED = 48 << 10
@@ -26,12 +29,15 @@ class StepShape:
     n_keys: int
     warps: int
 
-    def n_programs(self, longest: int | None, window: int | None) -> int:
-        """How many of the splits have positions, for rows that stand behind at most `longest` others."""
+    def n_programs(self, longest: int | None, window: int | None, n_beside: int) -> int:
+        """Programs for the splits that have positions, of rows that stand behind at most `longest` others; `n_beside`
+        of each are there, for other rows and heads. Where these are many, a program takes several splits.
+        """
+        most = max(1, _PROGRAMS_AT_ONCE // n_beside)
         if longest is None:
-            return self.n_splits
+            return min(self.n_splits, most)
         seen = longest + 1 if window is None else min(longest + 1, window)
-        return min(self.n_splits, -(-seen // self.n_keys))
+        return min(self.n_splits, -(-seen // self.n_keys), most)
 
 
 def shared_memory(device: torch.device) -> int:

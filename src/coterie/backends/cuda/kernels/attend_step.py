@@ -37,21 +37,21 @@ def attend_shares_kernel(
     LATENT: tl.constexpr, DTYPE: tl.constexpr, N_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_TURNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Program: a split, HEADS of the heads that share a key-value head, a row.
+    """Program: every n-th split of n programs, HEADS of the heads that share a key-value head, a row.
 
     mixed_parts f32 [rows, N_HEADS, N_SPLITS, D] and state_parts f32 [rows, N_HEADS, N_SPLITS, 2], highest score and
     sum of the shares, are written for splits that have positions. A row whose position is negative does nothing.
     HAS_NEW: k and v are the token's own, kept by the last split. LATENT: q and q_turned are ready to meet the stores,
     which have latents and keys of D_TURNED numbers, the token's own included.
     """
-    split, row = tl.program_id(0), tl.program_id(2)
+    first_split, row = tl.program_id(0), tl.program_id(2)
     parts_a_group: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     head = tl.program_id(1) // parts_a_group
     members = tl.program_id(1) % parts_a_group * HEADS + tl.arange(0, HEADS)
     heads = head * GROUP + members
     head_inside = members < GROUP
     position = tl.load(positions + row).to(tl.int32)
-    begin, end, _ = share_of(split, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
+    begin, end, n_used = share_of(first_split, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
     if (begin >= end) | (position < 0):
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
@@ -64,16 +64,16 @@ def attend_shares_kernel(
     # The token's own key and value are not there yet.
     stored = position if HAS_NEW else position + 1
     at = begin + tl.arange(0, BLOCK_N)
-    inside = (at < end) & (at < stored)
-    key_block = store_tile(head_keys, at % capacity, inside, D, BLOCK_D)
+    key_block = store_tile(head_keys, at % capacity, at < stored, D, BLOCK_D)
     value_block = store_tile(
-        head_values, at % capacity, inside, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
+        head_values, at % capacity, at < stored, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
     )
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     row64 = row.to(tl.int64)
+    columns = tl.arange(0, BLOCK_D)
     if LATENT:
-        columns, of_turned = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_TURNED)
+        of_turned = tl.arange(0, BLOCK_TURNED)
         lines = row64 * N_HEADS + heads[:, None]
         queries = tl.load(
             q + lines * D + columns[None, :], mask=head_inside[:, None] & (columns < D)[None, :], other=0.0
@@ -100,40 +100,43 @@ def attend_shares_kernel(
             v + row64 * v_row, head, k_weight, cos, sin, eps, limit, D, 0, False, V_NORM, False, HAS_LIMIT, BLOCK_D
         )
         new_key, new_value = new_key.to(DTYPE), new_value.to(DTYPE)
-        if end == position + 1:
+        if first_split == (n_used - 1) % tl.num_programs(0):
             places, of_head = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D) < D
             slot = (position % capacity).to(tl.int64) * D
             tl.store(head_keys + slot + places, new_key, mask=of_head)
             tl.store(head_values + slot + places, new_value, mask=of_head)
-    highest = tl.full((HEADS,), LOWEST, tl.float32)
-    total = tl.zeros((HEADS,), tl.float32)
-    mixed = tl.zeros((HEADS, BLOCK_D), tl.float32)
     factor = scale * LOG2_E
-    for block in range(begin, end, BLOCK_N):
-        at = block + tl.arange(0, BLOCK_N)
-        if HAS_NEW:
-            is_own = (at == position)[:, None]
-            key_block = tl.where(is_own, new_key[None, :], key_block)
-            value_block = tl.where(is_own, new_value[None, :], value_block)
-        scores = product(queries, tl.trans(key_block))
-        if LATENT:
-            scores += product(turned, tl.trans(value_block))
-        scores = tl.where((at < end)[None, :], scores * factor, float("-inf"))
-        shares, highest, total, mixed = weigh(scores, highest, total, mixed)
-        mixed += product(shares.to(DTYPE), key_block if LATENT else value_block)
-        at += BLOCK_N
-        inside = (at < end) & (at < stored)
-        key_block = store_tile(head_keys, at % capacity, inside, D, BLOCK_D)
-        value_block = store_tile(
-            head_values, at % capacity, inside, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
-        )
-    columns = tl.arange(0, BLOCK_D)
-    parts = (row64 * N_HEADS + heads) * N_SPLITS + split
-    tl.store(
-        mixed_parts + parts[:, None] * D + columns[None, :], mixed, mask=head_inside[:, None] & (columns < D)[None, :]
-    )
-    tl.store(state_parts + parts * 2, highest, mask=head_inside)
-    tl.store(state_parts + parts * 2 + 1, total, mask=head_inside)
+    for split in range(first_split, n_used, tl.num_programs(0)):
+        begin, end, _ = share_of(split, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
+        after, _, _ = share_of(split + tl.num_programs(0), position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
+        highest = tl.full((HEADS,), LOWEST, tl.float32)
+        total = tl.zeros((HEADS,), tl.float32)
+        mixed = tl.zeros((HEADS, BLOCK_D), tl.float32)
+        for block in range(begin, end, BLOCK_N):
+            at = block + tl.arange(0, BLOCK_N)
+            if HAS_NEW:
+                is_own = (at == position)[:, None]
+                key_block = tl.where(is_own, new_key[None, :], key_block)
+                value_block = tl.where(is_own, new_value[None, :], value_block)
+            scores = product(queries, tl.trans(key_block))
+            if LATENT:
+                scores += product(turned, tl.trans(value_block))
+            scores = tl.where((at < end)[None, :], scores * factor, float("-inf"))
+            shares, highest, total, mixed = weigh(scores, highest, total, mixed)
+            mixed += product(shares.to(DTYPE), key_block if LATENT else value_block)
+            # The next split's first keys are fetched before this one's share is stored.
+            at = tl.where(block + BLOCK_N < end, block + BLOCK_N, after) + tl.arange(0, BLOCK_N)
+            key_block = store_tile(head_keys, at % capacity, at < stored, D, BLOCK_D)
+            value_block = store_tile(
+                head_values, at % capacity, at < stored, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
+            )
+        parts = (row64 * N_HEADS + heads) * N_SPLITS + split
+        tl.store(
+            mixed_parts + parts[:, None] * D + columns[None, :], mixed,
+            mask=head_inside[:, None] & (columns < D)[None, :],
+        )  # fmt: skip
+        tl.store(state_parts + parts * 2, highest, mask=head_inside)
+        tl.store(state_parts + parts * 2 + 1, total, mask=head_inside)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
