@@ -18,7 +18,7 @@ from coterie.backends.cuda.kernels.columns import (
     starts_of,
     store_hidden,
 )
-from coterie.backends.cuda.kernels.constants import constants
+from coterie.backends.cuda.kernels.constants import add_constants, groups_together, sums_at
 from coterie.backends.cuda.kernels.dot import dot, plain_dot
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -129,11 +129,11 @@ def many_rows_kernel(
         scale, up_scale = next_scale, next_up_scale
     if MODE == "affine":
         runs = starts // SPAN
-        acc += constants(x_sums, runs, columns, scales, biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT)
-        if GATED:
-            up_acc += constants(
-                x_sums, runs, columns, up_scales, up_biases, row, inside, K, G, EXCESS, SPAN, PARTS > 1, BN, BT
-            )
+        for first in tl.range(0, K // G, groups_together(K // G)):
+            sums = sums_at(x_sums, runs, columns, first, K, G, SPAN)
+            acc = add_constants(acc, sums, scales, biases, row, inside, first, K, G, EXCESS, PARTS > 1)
+            if GATED:
+                up_acc = add_constants(up_acc, sums, up_scales, up_biases, row, inside, first, K, G, EXCESS, PARTS > 1)
     result = parts_added(acc, BN, PARTS, R)
     if HAS_BIAS:
         result += tl.load(bias + stored + row, mask=inside, other=0.0)[:, None]
