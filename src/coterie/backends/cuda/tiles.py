@@ -41,6 +41,9 @@ _FEW_COLUMNS = 8
 
 _BFLOAT16_BYTES = 2
 
+_LARGE_GROUP = 64
+"""Codes of a group from which on a step has work enough to wait for with few columns."""
+
 
 def few_tile(parts: int) -> Tile:
     """The tile for single rows, whatever their number: each comes out with the bits that it has by itself."""
@@ -52,9 +55,9 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     columns = parts * n_slots / stack.n_experts
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
-    if columns <= 4:
+    if columns <= 4 and stack.group >= _LARGE_GROUP:
         tile = Tile(False, 64, 8 // parts, 4, 4)
-    elif columns <= 16:
+    elif columns <= (16 if stack.group >= _LARGE_GROUP else 2):
         tile = Tile(False, 64, 16 // parts, 4, 4)
     elif columns <= 48:
         tile = Tile(False, 64, 32 // parts, 3, 4)
