@@ -12,9 +12,11 @@ import triton
 from coterie.backends.cuda.activations import glu
 from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.device import within_memory
+from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
-from coterie.backends.cuda.products import Rows, Slots, gate_and_up, multiply, prepare, prepare_and_group
+from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepare_and_group
+from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
 from coterie.backends.cuda.tiles import Tile, dense_tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
@@ -73,13 +75,15 @@ def run_slots(
     call of its own.
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
+    up = None if experts.up is None else stack_of(experts.up)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
-    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts)
+    bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
+    halves = bounded and serves(gate, up, down)
+    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, halves)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
-    up = None if experts.up is None else stack_of(experts.up)
     hidden = _hidden(x, rows, slots, gate, up, (experts.gate_bias, experts.up_bias), experts.activation, down, tile)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype)
     return SlotOutputs(values, chosen, weights, gate.n_experts)
@@ -91,16 +95,16 @@ def run_dense(
 ) -> torch.Tensor:  # fmt: skip
     """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
     stack, second, last = (stack_of(weight) for weight in (gate, up, down))
-    tile = few_tile(parts) if alone else dense_tile(stack, len(x), parts)
+    tile = few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack, second, last))
     rows = prepare(x, stack, parts, tile)
     hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile)
     return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32)
 
 
 def _hidden(
-    x: torch.Tensor | Arranged, rows: Rows, slots: Slots, gate: Stack, up: Stack | None,
+    x: torch.Tensor | Arranged, rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
     biases: tuple[torch.Tensor | None, torch.Tensor | None], activation: str, down: Stack, tile: Tile,
-) -> Rows:  # fmt: skip
+) -> Rows | Halves:  # fmt: skip
     """The gated hidden values of every slot, for products with `down`."""
     if up is None or up.same_format == gate.same_format:
         return gate_and_up(rows, slots, gate, up, biases, activation, down, rows.parts, tile)

@@ -7,9 +7,11 @@ import torch
 import triton
 
 from coterie.backends.cuda.arranged import Arranged
+from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.kernels.linear import linear_kernel
 from coterie.backends.cuda.launch import early, on_device_of
-from coterie.backends.cuda.products import Rows, Slots, multiply, prepare
+from coterie.backends.cuda.products import multiply, prepare
+from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
 from coterie.backends.cuda.tiles import Tile, batches_in_step, dense_tile, few_tile
 
@@ -27,14 +29,14 @@ def linears(
     calls of their own; up to 16 rows do in any case.
     """
     stacks = [stack_of(weight) for weight in weights]
-    tiles = [few_tile(parts) if alone else dense_tile(stack, len(x), parts) for stack in stacks]
+    tiles = [few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack)) for stack in stacks]
     out: list[torch.Tensor | None] = [None] * len(stacks)
-    prepared: dict[tuple[int, int, bool], Rows] = {}
+    prepared: dict[tuple[int, int, bool, bool], Rows | Halves] = {}
     order = sorted(range(len(stacks)), key=lambda index: (str(stacks[index].same_format), tiles[index].few))
     for _, same in groupby(order, key=lambda index: (stacks[index].same_format, tiles[index].few)):
         chosen = list(same)
         stack, tile = stacks[chosen[0]], tiles[chosen[0]]
-        arrangement = (stack.group, stack.per_unit, stack.has_sums)
+        arrangement = (stack.group, stack.per_unit, stack.has_sums, tile.halves)
         if arrangement not in prepared:
             prepared[arrangement] = prepare(x, stack, parts, tile)
         rows = prepared[arrangement]
@@ -42,6 +44,7 @@ def linears(
         for first in range(0, len(chosen), together):
             some = chosen[first : first + together]
             if tile.few:
+                assert isinstance(rows, Rows)
                 products = _together(rows, [stacks[i] for i in some], [biases[i] for i in some], tile, dtype)
             else:
                 index = some[0]

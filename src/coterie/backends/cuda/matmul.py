@@ -9,6 +9,7 @@ import torch
 
 from coterie.backends.cuda.codecs import dequantize
 from coterie.backends.cuda.device import within_memory
+from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.layer import parts_of
 from coterie.backends.cuda.linear import linears
 from coterie.backends.cuda.products import multiply, prepare_and_group
@@ -77,7 +78,7 @@ def _gathered(x: torch.Tensor, weight: Weight, lhs: torch.Tensor, rhs: torch.Ten
     rows = x[_inside(lhs, len(x))].reshape(-1, x.shape[2])
     ids = rhs.repeat_interleave(n_rows) if n_rows > 1 else rhs
     parts = parts_of(x)
-    tile = tile_for(stack, len(rows), parts)
+    tile = tile_for(stack, len(rows), parts, serves(stack))
     prepared, slots = prepare_and_group(rows, stack, parts, tile, ids, 1)
     out = multiply(prepared, slots, stack, None, tile, x.dtype, empty=False)
     return out.reshape(len(lhs), n_rows, -1)

@@ -1,16 +1,16 @@
 """Products of routed rows with the matrices of their experts: every matrix product of this back end is one."""
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 
+from coterie.backends.cuda import halves
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
 from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.routing import group
+from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile, batches_in_step
 
@@ -27,60 +27,10 @@ _MOST_PROGRAMS = 65535
 """Programs that a launch may have on its second axis."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Activations in the order of a stack's codes: bfloat16 [parts, n, K], and their sums over runs of `span`, f32
-    [parts, n, K / span].
-    """
-
-    values: torch.Tensor
-    sums: torch.Tensor
-    span: int
-
-    @property
-    def parts(self) -> int:
-        """How many numbers an activation is the sum of."""
-        return int(self.values.shape[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """Routed rows, slot s of token s // top_k, by expert: order, offsets and blocks as `prepare_kernel` makes them.
-
-    kind: "sorted"; "direct", each slot is a block of its own, and `blocks` are the ids; "dense", all meet one matrix.
-    """
-
-    n: int
-    top_k: int
-    kind: str
-    order: torch.Tensor
-    offsets: torch.Tensor
-    blocks: torch.Tensor
-
-    @classmethod
-    def direct(cls, ids: torch.Tensor, top_k: int) -> "Slots":
-        """Slots of ids int32 that are not sorted."""
-        return cls(ids.numel(), top_k, "direct", ids, ids, ids)
-
-    @classmethod
-    def dense(cls, rows: "Rows") -> "Slots":
-        """All rows, for one matrix."""
-        return cls(rows.values.shape[1], 1, "dense", rows.values, rows.values, rows.values)
-
-    def n_blocks(self, rows: int) -> int:
-        """Programs that blocks of so many rows need, at most."""
-        if self.kind == "dense":
-            return -(-self.n // rows)
-        return self.n if self.kind == "direct" else len(self.blocks)
-
-    @property
-    def per_slot(self) -> "Slots":
-        """The same slots for rows that are one for each slot."""
-        return replace(self, top_k=1)
-
-
-def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows:
+def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | Halves:
     """Rows x [n, K] for products with `stack` by the kernel of `tile`."""
+    if tile.halves:
+        return halves.halve(x.wide if isinstance(x, Arranged) else x, stack)
     found, wide = _looked_for(x, stack, parts)
     return _prepare(wide, stack, parts, tile, None)[0] if found is None else found
 
@@ -95,7 +45,7 @@ def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int) -> tuple[R
 
 def prepare_and_group(
     x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
-) -> tuple[Rows, Slots]:
+) -> tuple[Rows | Halves, Slots]:
     """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of the tile's rows."""
     if stack.n_experts > _MOST_EXPERTS or ids.numel() * stack.n_experts > _MOST_LOOKS:
         order, offsets, _ = group(ids, stack.n_experts)
@@ -107,7 +57,11 @@ def prepare_and_group(
             )  # fmt: skip
         sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
         return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
-    found, wide = _looked_for(x, stack, parts)
+    found: Rows | Halves | None
+    if tile.halves:
+        found, wide = prepare(x, stack, parts, tile), x.wide if isinstance(x, Arranged) else x
+    else:
+        found, wide = _looked_for(x, stack, parts)
     rows, slots = _prepare(wide, stack, parts, tile, ids, found)
     assert slots is not None
     return rows, Slots(ids.numel(), top_k, "sorted", *slots)
@@ -119,14 +73,14 @@ def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> to
 
 
 def _prepare(
-    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None, found: Rows | None = None
-) -> tuple[Rows, tuple[torch.Tensor, ...] | None]:
+    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None, found: Rows | Halves | None = None
+) -> tuple[Rows | Halves, tuple[torch.Tensor, ...] | None]:
     """The rows and the slots of `ids`; the slots alone where the rows were `found`."""
     n, k = x.shape if found is None else (0, x.shape[1])
     if found is None:
         made = Made.empty(Arrangement.of(stack, parts), n, k, x.device)
         found = Rows(made.values, made.sums, stack.group)
-    values, sums = found.values, found.sums
+    values, sums = found.values, found.sums if isinstance(found, Rows) else found.sizes
     slots: tuple[torch.Tensor, ...] | None = None
     n_slots, n_experts, experts = 0, 0, 0
     if ids is not None:
@@ -148,7 +102,7 @@ def _prepare(
 
 
 def multiply(
-    rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype,
+    rows: Rows | Halves, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype,
     *, empty: bool = True,
 ) -> torch.Tensor:  # fmt: skip
     """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N].
@@ -157,15 +111,20 @@ def multiply(
     """
     make = torch.empty if empty else torch.zeros
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
-    _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
+    if isinstance(rows, Halves):
+        halves.multiply(rows, slots, stack, bias, tile, out)
+    else:
+        _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
     return out
 
 
 def gate_and_up(
-    rows: Rows, slots: Slots, gate: Stack, up: Stack | None, biases: tuple[torch.Tensor | None, torch.Tensor | None],
-    activation: str, down: Stack, parts: int, tile: Tile,
-) -> Rows:  # fmt: skip
+    rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
+    biases: tuple[torch.Tensor | None, torch.Tensor | None], activation: str, down: Stack, parts: int, tile: Tile,
+) -> Rows | Halves:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
+    if isinstance(rows, Halves):
+        return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile)
     device = rows.values.device
     span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)

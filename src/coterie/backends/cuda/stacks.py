@@ -1,6 +1,6 @@
 """Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -22,7 +22,8 @@ class Stack:
     scales and biases [E, N, K / group].
 
     per_unit: codes in a unit, 1 where they are fetched one by one. excess: what `kernels.codes` makes codes too large
-    by. For plain weights scales and biases are `codes` itself, and are not read.
+    by. For plain weights scales and biases are `codes` itself, and are not read. derived: what was once
+    computed of them.
     """
 
     codes: torch.Tensor
@@ -36,6 +37,7 @@ class Stack:
     group: int
     per_unit: int
     excess: int
+    derived: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def bytes_each(self) -> float:

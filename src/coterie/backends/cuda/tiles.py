@@ -13,7 +13,7 @@ class Tile:
     """`bn` rows of a matrix and `rows` routed rows, `stages` copies under way, and the warps of a program.
 
     few: whether the kernel for few rows takes it. alone: how many times `bn` rows a program takes of a matrix that goes
-    by itself, where gate and up are two.
+    by itself, where gate and up are two. narrowest: rows that a float16 product has at least; 0 if products are others.
     """
 
     few: bool
@@ -22,6 +22,12 @@ class Tile:
     stages: int
     warps: int
     alone: int = 1
+    narrowest: int = 0
+
+    @property
+    def halves(self) -> bool:
+        """Whether the products are those of `halves`."""
+        return self.narrowest > 0
 
 
 _ROWS_OF_ONE = 16
@@ -50,11 +56,16 @@ def few_tile(parts: int) -> Tile:
     return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
 
 
-def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
-    """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns."""
+def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Tile:
+    """The tile for n_slots routed rows, spread over the experts of the stack; each row is `parts` columns.
+
+    halves: float16 products are there for it.
+    """
     columns = parts * n_slots / stack.n_experts
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
+    if halves and parts == 1:
+        return halves_tile(min(128, max(16, triton.next_power_of_2(int(2 * columns + 8)))), 16)
     if columns <= 4 and stack.group >= _LARGE_GROUP:
         tile = Tile(False, 64, 8 // parts, 4, 4)
     elif columns <= (16 if stack.group >= _LARGE_GROUP else 2):
@@ -68,7 +79,12 @@ def tile_for(stack: Stack, n_slots: int, parts: int) -> Tile:
     return replace(tile, stages=min(tile.stages, _stages_that_fit(stack, tile, parts)))
 
 
-def dense_tile(stack: Stack, n_rows: int, parts: int) -> Tile:
+def halves_tile(rows: int, narrowest: int) -> Tile:
+    """The tile of float16 products for blocks of up to so many rows."""
+    return Tile(False, 64, rows, 4, 8, 2, narrowest)
+
+
+def dense_tile(stack: Stack, n_rows: int, parts: int, halves: bool = False) -> Tile:
     """The tile for rows that all meet one matrix; each row is `parts` columns."""
     if n_rows <= _ROWS_OF_ONE:
         return few_tile(parts)
@@ -76,6 +92,10 @@ def dense_tile(stack: Stack, n_rows: int, parts: int) -> Tile:
     n_blocks = triton.cdiv(n_rows, rows)
     if n_blocks == 1 or triton.cdiv(stack.n_rows, few_tile(parts).bn) * n_blocks <= _MOST_SMALL:
         return replace(few_tile(parts), rows=rows)
+    if halves and parts == 1:
+        n_tiles = triton.cdiv(stack.n_rows, 128)
+        width = next((width for width in (128, 64) if n_tiles * triton.cdiv(n_rows, width) >= _FEWEST_LARGE // 2), 32)
+        return halves_tile(width, width)
     tile = tile_for(stack, n_rows, parts)
     n_programs = triton.cdiv(stack.n_rows, tile.bn * tile.alone) * triton.cdiv(n_rows, tile.rows)
     return replace(tile, alone=1) if n_programs < _FEWEST_LARGE else tile

@@ -1,0 +1,139 @@
+"""Products in float16 on Hopper GPUs: the fastest for more than a few rows.
+
+A weight is rounded once, to eleven bits, where bfloat16 activations have eight: `kernels.hopper.numbers`. Other GPUs,
+formats and precisions go through `products`.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+import triton
+
+from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
+from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
+from coterie.backends.cuda.rows import Halves, Slots
+from coterie.backends.cuda.stacks import Stack
+from coterie.backends.cuda.tiles import Tile
+
+_CAPABILITY = 9
+_ROWS = 128
+"""Rows of a matrix that a program has, of gate and of up half of them each."""
+
+_GROUPS = (32, 64)
+_COLUMNS = 64
+"""Columns that a step takes: a multiple of them is served."""
+
+_REGISTERS = 128
+"""Registers of a thread, so that a multiprocessor has room for two programs."""
+
+_FORMATS = {("affine", 4), ("affine", 8), ("mxfp4", 4)}
+_SCALES = (torch.bfloat16, torch.float16, torch.uint8)
+_BLOCK = 4096
+_MOST_PROGRAMS = 65535
+
+
+def serves(*stacks: Stack | None) -> bool:
+    """Whether products with all of these matrices can be float16 ones."""
+    return all(stack is None or (_fits(stack) and _has_kernel(stack.codes.device)) for stack in stacks)
+
+
+def _fits(stack: Stack) -> bool:
+    return (
+        (stack.mode, stack.bits) in _FORMATS
+        and stack.group in _GROUPS
+        and stack.n_columns % _COLUMNS == 0
+        and stack.scales.dtype in _SCALES
+    )
+
+
+@functools.cache
+def _has_kernel(device: torch.device) -> bool:
+    if INTERPRETED.value or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == _CAPABILITY and _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> Any:
+    """The kernel, None where this Triton's Gluon, which is young, is another one than it was written for."""
+    try:
+        return importlib.import_module("coterie.backends.cuda.kernels.hopper.rows").half_rows_kernel
+    except (ImportError, AttributeError):
+        return None
+
+
+def halve(x: torch.Tensor, stack: Stack) -> Halves:
+    """Rows x [n, K] for products with `stack`."""
+    n, k = x.shape
+    values = torch.empty((1, n, k), dtype=torch.float16, device=x.device)
+    sizes = torch.empty((n, 2), dtype=torch.float32, device=x.device)
+    with on_device_of(x):
+        halve_kernel[(n,)](
+            x, values, sizes, k, stack.group, stack.per_unit, min(_BLOCK, triton.next_power_of_2(k)), **early(x)
+        )
+    return Halves(values, sizes)
+
+
+def largest_of(stack: Stack) -> torch.Tensor:
+    """No weight of matrix e has a larger magnitude than the e-th of these, f32 [E]; remembered by the stack."""
+    found = stack.derived.get("largest")
+    if found is None:
+        found = torch.empty(stack.n_experts, dtype=torch.float32, device=stack.codes.device)
+        n = stack.n_rows * (stack.n_columns // stack.group)
+        with on_device_of(found):
+            largest_kernel[(stack.n_experts,)](
+                stack.scales, stack.biases, found, n, stack.mode, stack.bits, 1024, **early(found)
+            )
+        if INTERPRETED.value or not torch.cuda.is_current_stream_capturing():
+            stack.derived["largest"] = found
+    return found
+
+
+def multiply(
+    rows: Halves, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, out: torch.Tensor
+) -> None:
+    """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]."""
+    _launch(rows, slots, stack, None, (bias, None), tile, out, rows.sizes, None, None)
+
+
+def gate_and_up(
+    rows: Halves, slots: Slots, gate: Stack, up: Stack | None, biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    activation: str, down: Stack, tile: Tile,
+) -> Halves:  # fmt: skip
+    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
+    device = rows.values.device
+    values = torch.empty((1, slots.n, down.n_columns), dtype=torch.float16, device=device)
+    sizes = torch.empty((slots.n, 2), dtype=torch.float32, device=device)
+    _launch(rows, slots, gate, up, biases, tile, values, sizes, activation, down)
+    return Halves(values, sizes)
+
+
+def _launch(
+    rows: Halves, slots: Slots, stack: Stack, up: Stack | None,
+    biases: tuple[torch.Tensor | None, torch.Tensor | None], tile: Tile,
+    out: torch.Tensor, out_sizes: torch.Tensor, activation: str | None, target: Stack | None,
+) -> None:  # fmt: skip
+    """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
+    gated, fused = target is not None, target is not None and up is None
+    second = stack if up is None else up
+    n_rows = stack.n_rows // 2 if fused else stack.n_rows
+    bias, up_bias = (biases[0], biases[0]) if fused else biases
+    nothing = rows.sizes
+    largest, up_largest = (largest_of(stack), largest_of(second)) if gated else (nothing, nothing)
+    n_blocks = slots.n_blocks(tile.rows)
+    n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
+    with on_device_of(out):
+        for first in range(0, n_blocks, _MOST_PROGRAMS):
+            _kernel()[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
+                rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
+                second.codes, second.scales, second.biases,
+                nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,
+                slots.order, slots.offsets, slots.blocks, out, out_sizes,
+                stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
+                stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
+                16 if target is None else target.group, 1 if target is None else target.per_unit,
+                gated, activation or "", bias is not None, tile.rows, tile.narrowest, slots.kind,
+                num_warps=8, maxnreg=_REGISTERS, enable_fp_fusion=True,
+            )  # fmt: skip
