@@ -102,7 +102,7 @@ def _numbers(q, word, MODE: gl.constexpr, BITS: gl.constexpr):
     i * n + u.
     """
     n: gl.constexpr = q.shape[1]
-    constant = gl.expand_dims(word, 1).broadcast_to((ROWS, n))
+    constant = gl.convert_layout(gl.expand_dims(word, 1).broadcast_to((ROWS, n)), q.type.layout, assert_trivial=True)
     if BITS == 8:
         a, b = gl.inline_asm_elementwise(
             _BYTES, "=&r,=&r,r,r,r", [q, constant], dtype=(gl.float16, gl.float16), is_pure=True, pack=2
@@ -120,16 +120,27 @@ def _numbers(q, word, MODE: gl.constexpr, BITS: gl.constexpr):
 
 
 @gluon.jit
-def weights_of(units, words, step, TOKENS: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr):
-    """Weights [ROWS, COLUMNS] of a step from its units in shared memory and the constants [groups, ROWS] there."""
+def codes_of(units, words, step, G: gl.constexpr):
+    """A step's units [ROWS, n] and the constants [ROWS] of its one or two groups, from shared memory."""
     n: gl.constexpr = units.shape[1]
     q = units.load(units_read(n))
     if G == COLUMNS:
-        numbers = _numbers(q, words.index(step).load(gl.SliceLayout(1, units_read(n))), MODE, BITS)
+        word = words.index(step).load(gl.SliceLayout(1, units_read(n)))
+        next_word = word
     else:
-        first, second = gl.split(gl.permute(gl.reshape(q, (ROWS, 2, n // 2)), (0, 2, 1)))
-        L: gl.constexpr = gl.SliceLayout(1, first.type.layout)
-        one = _numbers(first, words.index(2 * step).load(L), MODE, BITS)
-        other = _numbers(second, words.index(2 * step + 1).load(L), MODE, BITS)
+        word = words.index(2 * step).load(gl.SliceLayout(1, units_read(n // 2)))
+        next_word = words.index(2 * step + 1).load(gl.SliceLayout(1, units_read(n // 2)))
+    return q, word, next_word
+
+
+@gluon.jit
+def weights_of(q, word, next_word, TOKENS: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr):
+    """Weights [ROWS, COLUMNS] of a step from what `codes_of` gives."""
+    if G == COLUMNS:
+        numbers = _numbers(q, word, MODE, BITS)
+    else:
+        pairs = gl.permute(gl.reshape(q, (ROWS, 2, q.shape[1] // 2)), (0, 2, 1))
+        first, second = gl.split(pairs)
+        one, other = _numbers(first, word, MODE, BITS), _numbers(second, next_word, MODE, BITS)
         numbers = gl.reshape(gl.permute(gl.join(one, other), (0, 2, 1)), (ROWS, COLUMNS))
     return gl.convert_layout(numbers, left(TOKENS), assert_trivial=True)

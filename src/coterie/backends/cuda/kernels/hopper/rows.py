@@ -53,12 +53,7 @@ def slots_at(order, first, n_slots, TOKENS: gl.constexpr, SLOTS: gl.constexpr, L
     """(slots int32 [TOKENS] of a block, their places); behind the block's own there are others'."""
     place = first + gl.arange(0, TOKENS, layout=LAYOUT)
     inside = gl.minimum(place, n_slots - 1)
-    if SLOTS == "sorted":
-        slots = gl.load(order + inside)
-    elif SLOTS == "direct":
-        slots = gl.where(place == first, place, first)
-    else:
-        slots = inside
+    slots = gl.load(order + inside) if SLOTS == "sorted" else inside
     return slots, place
 
 
@@ -215,12 +210,41 @@ def _tile(
         row_bias = gl.load(at).to(gl.float32)
     else:
         row_bias = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, MMA))
-    own, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(0, MMA))
-    unit = gl.load(x_sizes + (own // top_k) * 2)
-    acc = gl.fma(acc, unit[None, :].broadcast_to((ROWS, TOKENS)), row_bias[:, None].broadcast_to((ROWS, TOKENS)))
-    if GATED:
-        size = gl.load(x_sizes + (own // top_k) * 2 + 1)
-        bound = size * gl.load(largest) * (size * gl.load(up_largest))
-        store_hidden(acc, bound, out, out_sizes, first_row, own, place < end, n_rows, TOKENS, ACTIVATION)
+    _finish(
+        acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k, n_slots,
+        n_rows, GATED, ACTIVATION, SLOTS,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _finish(
+    acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k, n_slots,
+    n_rows, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """Store what the products acc [ROWS, tokens] make, some tokens after the others: all at once want more registers
+    than there are.
+    """
+    TOKENS: gl.constexpr = acc.shape[1]
+    if TOKENS > 32:
+        halves = gl.permute(gl.reshape(acc, (ROWS, 2, TOKENS // 2)), (0, 2, 1))
+        acc, rest = gl.split(halves)
+        SAME: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+        row_bias = gl.convert_layout(row_bias, SAME, assert_trivial=True)
+        _finish(
+            acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k,
+            n_slots, n_rows, GATED, ACTIVATION, SLOTS,
+        )  # fmt: skip
+        _finish(
+            rest, row_bias, x_sizes, largest, up_largest, order, first_place + TOKENS // 2, end, out, out_sizes,
+            first_row, top_k, n_slots, n_rows, GATED, ACTIVATION, SLOTS,
+        )  # fmt: skip
     else:
-        store_plain(acc, out, first_row, own, place < end, n_rows, TOKENS)
+        own, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(0, acc.type.layout))
+        unit = gl.load(x_sizes + (own // top_k) * 2)
+        acc = gl.fma(acc, unit[None, :].broadcast_to((ROWS, TOKENS)), row_bias[:, None].broadcast_to((ROWS, TOKENS)))
+        if GATED:
+            size = gl.load(x_sizes + (own // top_k) * 2 + 1)
+            bound = size * gl.load(largest) * (size * gl.load(up_largest))
+            store_hidden(acc, bound, out, out_sizes, first_row, own, place < end, n_rows, TOKENS, ACTIVATION)
+        else:
+            store_plain(acc, out, first_row, own, place < end, n_rows, TOKENS)

@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
 from coterie.backends.cuda.kernels.hopper.layouts import COLUMNS, ROWS, activations_kept, units_kept
-from coterie.backends.cuda.kernels.hopper.numbers import weights_of
+from coterie.backends.cuda.kernels.hopper.numbers import codes_of, weights_of
 
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
@@ -76,10 +76,11 @@ def _step(
     """
     async_copy.wait_group(STAGES - 3)
     barrier()
+    q, word, next_word = codes_of(units[STAGE].index(0), words, place, G)
     if MORE:
         fetch(activations, units, x_at, w_at, coming, (STAGE + STAGES - 2) % STAGES)
     async_copy.commit_group()
-    weights = weights_of(units[STAGE].index(0), words, place, acc.shape[1], MODE, BITS, G)
+    weights = weights_of(q, word, next_word, acc.shape[1], MODE, BITS, G)
     acc = warpgroup_mma(weights, activations[STAGE].index(0).permute((1, 0)), acc, is_async=True)
     acc, before = warpgroup_mma_wait(1, deps=(acc, before))
     return acc, weights
