@@ -42,10 +42,19 @@ _MOST_SMALL = 640
 _FEWEST_LARGE = 512
 """Programs below which a tile of twice the rows leaves multiprocessors without work."""
 
+_FEWEST_WIDE = 256
+"""The same of float16 products, two of which a multiprocessor has."""
+
 _FEW_COLUMNS = 8
 """Columns of the smallest product of the matrix units."""
 
 _BFLOAT16_BYTES = 2
+
+_BLOCKS = ((5, 16, 16), (10, 32, 16), (96, 64, 16), (float("inf"), 128, 32))
+"""Float16 products: up to so many rows an expert, the rows of a block, and of the narrowest product."""
+
+_MATRIX_ROWS = 128
+"""Rows of a matrix that a program of theirs has."""
 
 _LARGE_GROUP = 64
 """Codes of a group from which on a step has work enough to wait for with few columns."""
@@ -65,7 +74,7 @@ def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Ti
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
     if halves and parts == 1:
-        return halves_tile(min(128, max(16, triton.next_power_of_2(int(2 * columns + 8)))), 16)
+        return next(halves_tile(rows, least) for most, rows, least in _BLOCKS if columns <= most)
     if columns <= 4 and stack.group >= _LARGE_GROUP:
         tile = Tile(False, 64, 8 // parts, 4, 4)
     elif columns <= (16 if stack.group >= _LARGE_GROUP else 2):
@@ -81,7 +90,7 @@ def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Ti
 
 def halves_tile(rows: int, narrowest: int) -> Tile:
     """The tile of float16 products for blocks of up to so many rows."""
-    return Tile(False, 64, rows, 4, 8, 2, narrowest)
+    return Tile(False, _MATRIX_ROWS // 2, rows, 4, 8, 2, narrowest)
 
 
 def dense_tile(stack: Stack, n_rows: int, parts: int, halves: bool = False) -> Tile:
@@ -93,8 +102,8 @@ def dense_tile(stack: Stack, n_rows: int, parts: int, halves: bool = False) -> T
     if n_blocks == 1 or triton.cdiv(stack.n_rows, few_tile(parts).bn) * n_blocks <= _MOST_SMALL:
         return replace(few_tile(parts), rows=rows)
     if halves and parts == 1:
-        n_tiles = triton.cdiv(stack.n_rows, 128)
-        width = next((width for width in (128, 64) if n_tiles * triton.cdiv(n_rows, width) >= _FEWEST_LARGE // 2), 32)
+        n_tiles = triton.cdiv(stack.n_rows, _MATRIX_ROWS)
+        width = next((width for width in (128, 64) if n_tiles * triton.cdiv(n_rows, width) >= _FEWEST_WIDE), 32)
         return halves_tile(width, width)
     tile = tile_for(stack, n_rows, parts)
     n_programs = triton.cdiv(stack.n_rows, tile.bn * tile.alone) * triton.cdiv(n_rows, tile.rows)

@@ -1,6 +1,7 @@
 """How a program's 256 threads share its tiles, and how its tiles lie in shared memory."""
 
 import triton
+from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 WARPS = gl.constexpr(8)
@@ -11,6 +12,10 @@ hidden value are one thread's.
 
 COLUMNS = gl.constexpr(64)
 """Activations of a row that a step multiplies."""
+
+
+_REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
+"""Whether it is called so, as it is since Triton 3.7."""
 
 
 @triton.constexpr_function
@@ -67,3 +72,20 @@ def scales_read():
 def stored(n_rows):
     """Outputs [n_rows, tokens], rows of a token side by side."""
     return gl.BlockedLayout([8, 1], [min(32, n_rows // 8), max(1, 256 // n_rows)], [1, 8], [0, 1])
+
+
+@triton.constexpr_function
+def per_token():
+    """A token a thread."""
+    return gl.BlockedLayout([1], [32], [8], [0])
+
+
+@gluon.jit
+def as_vectors(room):
+    """Shared memory [n, m] as n vectors."""
+    L: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    if _REINTERPRETS:
+        vectors = room.reinterpret(room.dtype, room.shape, L)
+    else:
+        vectors = room._reinterpret(room.dtype, room.shape, L)
+    return vectors

@@ -62,12 +62,18 @@ def first_exponent(mode, bits):
 
 
 @gluon.jit
+def exponent_of(number):
+    """The exponent, as float32 stores it, of numbers that are not negative."""
+    return number.to(gl.int32, bitcast=True) >> 23
+
+
+@gluon.jit
 def row_exponents(scale, bias, MODE: gl.constexpr, BITS: gl.constexpr):
     """The stored exponent [n] of a row's largest weight, or of its largest E2M1 scale; scale, bias f32 [n, groups]."""
     size = scale
     if MODE == "affine":
         size = gl.maximum(gl.abs(bias), gl.abs(((1 << BITS) - 1) * scale + bias))
-    return gl.max(size, 1).to(gl.int32, bitcast=True) >> 23
+    return exponent_of(gl.max(size, 1))
 
 
 @gluon.jit
@@ -79,7 +85,7 @@ def factor_bits(exponent, MODE: gl.constexpr, BITS: gl.constexpr):
 @gluon.jit
 def power(stored_exponent):
     """The power of two, f32, that has a stored exponent."""
-    return (stored_exponent << 23).to(gl.float32, bitcast=True)
+    return (stored_exponent.to(gl.int32) << 23).to(gl.float32, bitcast=True)
 
 
 @gluon.jit

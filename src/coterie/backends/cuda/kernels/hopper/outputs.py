@@ -4,42 +4,102 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from coterie.backends.cuda.kernels.activation import gated
-from coterie.backends.cuda.kernels.hopper.layouts import ROWS, stored
-from coterie.backends.cuda.kernels.hopper.numbers import power
+from coterie.backends.cuda.kernels.hopper.layouts import ROWS, as_vectors, per_token, stored
+from coterie.backends.cuda.kernels.hopper.numbers import exponent_of, power
 from coterie.ops.activations import CLAMP
 
 _CLAMPED = gl.constexpr(CLAMP * (CLAMP + 1.0))
 """No hidden value of the clamped activation is larger."""
 
-
-@gluon.jit
-def store_hidden(
-    acc, bound, hidden, sizes, first_row, slots, live, n_rows, TOKENS: gl.constexpr, ACTIVATION: gl.constexpr
-):
-    """Hidden values of gate and up, which take turns of 8 rows in acc [ROWS, TOKENS], as float16 [slot, n_rows].
-
-    Each is multiplied by the power of two that brings `bound` [TOKENS], which none of its slot's exceeds, near
-    float16's largest number; sizes f32 [slot, 2] gets what a 1 stands for.
-    """
-    N: gl.constexpr = ROWS // 2
-    pairs = gl.permute(gl.reshape(acc, (ROWS // 16, 2, 8, TOKENS)), (0, 2, 3, 1))
-    gate, up = gl.split(gl.reshape(pairs, (N, TOKENS, 2)))
-    values = gated(gate, up, ACTIVATION)
-    if ACTIVATION == "swiglu_clamped":
-        bound = gl.minimum(bound, _CLAMPED)
-    bits = gl.minimum(gl.maximum(268 - (bound.to(gl.int32, bitcast=True) >> 23), 1), 253)
-    gl.store(sizes + slots * 2, power(254 - bits), mask=live & (gl.program_id(0) == 0))
-    factor = gl.convert_layout(power(bits), gl.SliceLayout(0, values.type.layout))
-    store_plain((values * factor[None, :]).to(gl.float16), hidden, first_row, slots, live, n_rows, TOKENS)
+_AT_ONCE = gl.constexpr(32)
+"""Tokens whose outputs are made at a time: more want more registers than there are."""
 
 
 @gluon.jit
-def store_plain(values, out, first_row, slots, live, n_rows, TOKENS: gl.constexpr):
-    """values [n, TOKENS] into out [slot, n_rows], from first_row on."""
+def slots_at(order, first, n_slots, TOKENS: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """(slots int32 [TOKENS] of a block, their places); behind the block's own there are others'."""
+    place = first + gl.arange(0, TOKENS, layout=LAYOUT)
+    inside = gl.minimum(place, n_slots - 1)
+    slots = gl.load(order + inside) if SLOTS == "sorted" else inside
+    return slots, place
+
+
+@gluon.jit
+def _kept(values):
+    """values [n] in shared memory, as vectors of _AT_ONCE, or one of all."""
     n: gl.constexpr = values.shape[0]
-    L: gl.constexpr = stored(n)
+    SOME: gl.constexpr = min(n, _AT_ONCE.value)
+    room = gl.allocate_shared_memory(values.dtype, [n // SOME, SOME], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    room.store(gl.reshape(values, (n // SOME, SOME)))
+    return as_vectors(room)
+
+
+@gluon.jit
+def keep_tokens(
+    order, first_place, n_slots, x_sizes, top_k, largest, up_largest, out_sizes, end,
+    TOKENS: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """A block's slots, what a 1 of their activations stands for, and what hidden values are multiplied by, in shared
+    memory, because at the end there would be only waiting for them; powers of two as their exponents, in bytes.
+
+    What hidden values are multiplied by is the power of two that brings the bound of a slot's near float16's largest
+    number; out_sizes f32 [slot, 2] gets what a 1 then stands for.
+    """
+    slots, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, per_token())
+    at = x_sizes + (slots // top_k) * 2
+    unit = exponent_of(gl.load(at))
+    factor = unit
+    if GATED:
+        size = gl.load(at + 1)
+        bound = size * gl.load(largest) * (size * gl.load(up_largest))
+        if ACTIVATION == "swiglu_clamped":
+            bound = gl.minimum(bound, _CLAMPED)
+        factor = gl.minimum(gl.maximum(268 - exponent_of(bound), 1), 253)
+        gl.store(out_sizes + slots * 2, power(254 - factor), mask=(place < end) & (gl.program_id(0) == 0))
+    return _kept(slots), _kept(unit.to(gl.uint8)), _kept(factor.to(gl.uint8))
+
+
+@gluon.jit
+def finish(
+    acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST: gl.constexpr, GATED: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+):  # fmt: skip
+    """Store what the products acc [ROWS, n] of tokens from _AT_ONCE * FIRST on make; `tokens` from `keep_tokens`."""
+    n: gl.constexpr = acc.shape[1]
+    if n > _AT_ONCE:
+        acc, rest = gl.split(gl.permute(gl.reshape(acc, (ROWS, 2, n // 2)), (0, 2, 1)))
+        row_bias = gl.convert_layout(row_bias, gl.SliceLayout(1, acc.type.layout), assert_trivial=True)
+        finish(acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST, GATED, ACTIVATION)
+        NEXT: gl.constexpr = FIRST + n // 2 // _AT_ONCE
+        finish(rest, row_bias, tokens, out, first_row, first_place, end, n_rows, NEXT, GATED, ACTIVATION)
+    else:
+        slots, units, factors = tokens
+        unit = power(units.index(FIRST).load(gl.SliceLayout(0, acc.type.layout)))
+        values = gl.fma(acc, unit[None, :].broadcast_to((ROWS, n)), row_bias[:, None].broadcast_to((ROWS, n)))
+        if GATED:
+            values = _hidden(values, factors.index(FIRST), ACTIVATION)
+        _store(values, out, slots.index(FIRST), first_row, first_place + FIRST * n, end, n_rows)
+
+
+@gluon.jit
+def _hidden(values, factors, ACTIVATION: gl.constexpr):
+    """Hidden values float16 [ROWS / 2, n], times their factors, of gate and up, which take turns of 8 rows."""
+    n: gl.constexpr = values.shape[1]
+    pairs = gl.permute(gl.reshape(values, (ROWS // 16, 2, 8, n)), (0, 2, 3, 1))
+    gate, up = gl.split(gl.reshape(pairs, (ROWS // 2, n, 2)))
+    hidden = gated(gate, up, ACTIVATION)
+    factor = power(factors.load(gl.SliceLayout(0, hidden.type.layout)))
+    return (hidden * factor[None, :]).to(gl.float16)
+
+
+@gluon.jit
+def _store(values, out, slots, first_row, first_place, end, n_rows):
+    """values [rows, n] into out [slot, n_rows], from first_row on."""
+    rows: gl.constexpr = values.shape[0]
+    n: gl.constexpr = values.shape[1]
+    L: gl.constexpr = stored(rows)
     ordered = gl.convert_layout(values.to(out.dtype.element_ty), L)
-    slot = gl.convert_layout(slots, gl.SliceLayout(0, L)).to(gl.int64)
-    own = gl.convert_layout(live.to(gl.int32), gl.SliceLayout(0, L)) != 0
-    row = first_row + gl.arange(0, n, layout=gl.SliceLayout(1, L))
-    gl.store(out + (slot * n_rows)[None, :] + row[:, None], ordered, mask=own[None, :] & (row < n_rows)[:, None])
+    slot = slots.load(gl.SliceLayout(0, L)).to(gl.int64)
+    live = first_place + gl.arange(0, n, layout=gl.SliceLayout(0, L)) < end
+    row = first_row + gl.arange(0, rows, layout=gl.SliceLayout(1, L))
+    gl.store(out + (slot * n_rows)[None, :] + row[:, None], ordered, mask=live[None, :] & (row < n_rows)[:, None])

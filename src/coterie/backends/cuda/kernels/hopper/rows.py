@@ -7,20 +7,10 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy
 
 from coterie.backends.cuda.kernels.codes import scale_of
 from coterie.backends.cuda.kernels.columns import block_at
-from coterie.backends.cuda.kernels.hopper.layouts import (
-    COLUMNS,
-    ROWS,
-    copied,
-    left,
-    product,
-    scales_read,
-)
+from coterie.backends.cuda.kernels.hopper.layouts import COLUMNS, ROWS, as_vectors, copied, left, product, scales_read
 from coterie.backends.cuda.kernels.hopper.numbers import factor_bits, power, row_exponents, words_of
-from coterie.backends.cuda.kernels.hopper.outputs import store_hidden, store_plain
+from coterie.backends.cuda.kernels.hopper.outputs import finish, keep_tokens, slots_at
 from coterie.backends.cuda.kernels.hopper.steps import barrier, fetch, groups_in_turn, rings, run_steps, stages_for
-
-RENAMED = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
-"""Whether shared memory is seen in another way by the name that this has since Triton 3.7."""
 
 
 @triton.constexpr_function
@@ -46,15 +36,6 @@ def rows_at(
     else:
         at = base + gl.minimum(first + m, n_rows - 1) * width
     return at
-
-
-@gluon.jit
-def slots_at(order, first, n_slots, TOKENS: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr):
-    """(slots int32 [TOKENS] of a block, their places); behind the block's own there are others'."""
-    place = first + gl.arange(0, TOKENS, layout=LAYOUT)
-    inside = gl.minimum(place, n_slots - 1)
-    slots = gl.load(order + inside) if SLOTS == "sorted" else inside
-    return slots, place
 
 
 @gluon.jit
@@ -156,7 +137,8 @@ def _tile(
     w_at = rows_at(first_row, n_rows, codes, up_codes, K // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
     w_at = gl.multiple_of(w_at, 16)[:, None] + gl.arange(0, UNITS, layout=gl.SliceLayout(0, CL))[None, :]
     XL: gl.constexpr = copied(COLUMNS)
-    slots, _ = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(1, XL))
+    slots, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(1, XL))
+    own = (place < end)[:, None]
     scale_at = rows_at(
         first_row, n_rows, scales, up_scales, N_GROUPS, GATED, OUT_G, OUT_C, gl.SliceLayout(1, scales_read())
     )
@@ -169,8 +151,12 @@ def _tile(
     x_at = x_at + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, XL))[None, :]
     for early in gl.static_range(STAGES - 2):
         if early < STEPS:
-            fetch(activations, units, x_at, w_at, early, early)
+            fetch(activations, units, x_at, w_at, own, early, early)
         async_copy.commit_group()
+    tokens = keep_tokens(
+        order, first_place, n_slots, x_sizes, top_k, largest, up_largest, out_sizes, end,
+        TOKENS, GATED, ACTIVATION, SLOTS,
+    )  # fmt: skip
     exponent = row_exponents(scale, added, MODE, BITS)
     for turn in gl.static_range(TURNS - 1):
         scale, added = _constants(scale_at, bias_at, turn * NG, MODE, N_GROUPS, NG)
@@ -180,71 +166,31 @@ def _tile(
     if TURNS > 1:
         scale, added = _constants(scale_at, bias_at, 0, MODE, N_GROUPS, NG)
     first_words = words_of(scale, added, factor, MODE)
-    kept = gl.allocate_shared_memory(first_words.dtype, [1, NG, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    if RENAMED:
-        words = kept.index(0).reinterpret(first_words.dtype, [NG, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    else:
-        words = kept.index(0)._reinterpret(first_words.dtype, [NG, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    kept.index(0).permute((1, 0)).store(first_words)
-    divisors = gl.allocate_shared_memory(gl.float32, [ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    divisors.store(power(254 - bits))
+    kept = gl.allocate_shared_memory(first_words.dtype, [NG, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    kept.permute((1, 0)).store(first_words)
+    words = as_vectors(kept)
+    divisors = gl.allocate_shared_memory(gl.uint8, [ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    divisors.store((254 - bits).to(gl.uint8))
     acc = gl.zeros([ROWS, TOKENS], gl.float32, MMA)
     before = gl.zeros([ROWS, COLUMNS], gl.float16, left(TOKENS))
     for turn in range(TURNS - 1):
         acc, before = run_steps(
-            acc, before, activations, units, x_at, w_at, words, turn * TURN_STEPS, STEPS - 1, TURN_STEPS, False, STAGES,
-            MODE, BITS, G,
+            acc, before, activations, units, x_at, w_at, own, words, turn * TURN_STEPS, STEPS - 1, TURN_STEPS, False,
+            STAGES, MODE, BITS, G,
         )  # fmt: skip
         scale, added = _constants(scale_at, bias_at, (turn + 1) * NG, MODE, N_GROUPS, NG)
         more = words_of(scale, added, factor, MODE)
         barrier()
-        kept.index(0).permute((1, 0)).store(more)
+        kept.permute((1, 0)).store(more)
     acc, before = run_steps(
-        acc, before, activations, units, x_at, w_at, words, (TURNS - 1) * TURN_STEPS, STEPS - 1,
+        acc, before, activations, units, x_at, w_at, own, words, (TURNS - 1) * TURN_STEPS, STEPS - 1,
         STEPS - (TURNS - 1) * TURN_STEPS, True, STAGES, MODE, BITS, G,
     )  # fmt: skip
     async_copy.wait_group(0)
-    acc = acc * divisors.load(gl.SliceLayout(1, MMA))[:, None]
+    acc = acc * power(divisors.load(gl.SliceLayout(1, MMA)))[:, None]
     if HAS_BIAS:
         at = rows_at(first_row, n_rows, bias, up_bias, 1, GATED, OUT_G, OUT_C, gl.SliceLayout(1, MMA))
         row_bias = gl.load(at).to(gl.float32)
     else:
         row_bias = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, MMA))
-    _finish(
-        acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k, n_slots,
-        n_rows, GATED, ACTIVATION, SLOTS,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _finish(
-    acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k, n_slots,
-    n_rows, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
-):  # fmt: skip
-    """Store what the products acc [ROWS, tokens] make, some tokens after the others: all at once want more registers
-    than there are.
-    """
-    TOKENS: gl.constexpr = acc.shape[1]
-    if TOKENS > 32:
-        halves = gl.permute(gl.reshape(acc, (ROWS, 2, TOKENS // 2)), (0, 2, 1))
-        acc, rest = gl.split(halves)
-        SAME: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-        row_bias = gl.convert_layout(row_bias, SAME, assert_trivial=True)
-        _finish(
-            acc, row_bias, x_sizes, largest, up_largest, order, first_place, end, out, out_sizes, first_row, top_k,
-            n_slots, n_rows, GATED, ACTIVATION, SLOTS,
-        )  # fmt: skip
-        _finish(
-            rest, row_bias, x_sizes, largest, up_largest, order, first_place + TOKENS // 2, end, out, out_sizes,
-            first_row, top_k, n_slots, n_rows, GATED, ACTIVATION, SLOTS,
-        )  # fmt: skip
-    else:
-        own, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(0, acc.type.layout))
-        unit = gl.load(x_sizes + (own // top_k) * 2)
-        acc = gl.fma(acc, unit[None, :].broadcast_to((ROWS, TOKENS)), row_bias[:, None].broadcast_to((ROWS, TOKENS)))
-        if GATED:
-            size = gl.load(x_sizes + (own // top_k) * 2 + 1)
-            bound = size * gl.load(largest) * (size * gl.load(up_largest))
-            store_hidden(acc, bound, out, out_sizes, first_row, own, place < end, n_rows, TOKENS, ACTIVATION)
-        else:
-            store_plain(acc, out, first_row, own, place < end, n_rows, TOKENS)
+    finish(acc, row_bias, tokens, out, first_row, first_place, end, n_rows, 0, GATED, ACTIVATION)

@@ -44,10 +44,9 @@ def groups_in_turn(n_groups, mode, bits):
 def ring(dtype: gl.constexpr, N: gl.constexpr, M: gl.constexpr, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
     """STAGES tiles [N, M], each an allocation of its own: so the compiler sees which copy meets which read."""
     tile = gl.allocate_shared_memory(dtype, [1, N, M], LAYOUT)
+    tiles = (tile,)
     if STAGES > 1:
-        tiles = (tile,) + ring(dtype, N, M, LAYOUT, STAGES - 1)  # noqa: RUF005 (Gluon knows no stars)
-    else:
-        tiles = (tile,)
+        tiles = tiles + ring(dtype, N, M, LAYOUT, STAGES - 1)
     return tiles
 
 
@@ -59,15 +58,15 @@ def rings(TOKENS: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def fetch(activations, units, x_at, w_at, step, STAGE: gl.constexpr):
-    """Begin the copies of a step."""
+def fetch(activations, units, x_at, w_at, own, step, STAGE: gl.constexpr):
+    """Begin the copies of a step; of activations those of a block's `own` rows."""
     copy_async(units[STAGE].index(0), w_at + step * units[STAGE].shape[2])
-    copy_async(activations[STAGE].index(0), x_at + step * COLUMNS)
+    copy_async(activations[STAGE].index(0), x_at + step * COLUMNS, mask=own)
 
 
 @gluon.jit
 def _step(
-    acc, before, activations, units, x_at, w_at, words, place, coming, STAGE: gl.constexpr, STAGES: gl.constexpr,
+    acc, before, activations, units, x_at, w_at, own, words, place, coming, STAGE: gl.constexpr, STAGES: gl.constexpr,
     MORE: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
 ):  # fmt: skip
     """Step `place` of a turn: acc plus its product, which may still run; `before` are the weights of the last one.
@@ -78,7 +77,7 @@ def _step(
     barrier()
     q, word, next_word = codes_of(units[STAGE].index(0), words, place, G)
     if MORE:
-        fetch(activations, units, x_at, w_at, coming, (STAGE + STAGES - 2) % STAGES)
+        fetch(activations, units, x_at, w_at, own, coming, (STAGE + STAGES - 2) % STAGES)
     async_copy.commit_group()
     weights = weights_of(q, word, next_word, acc.shape[1], MODE, BITS, G)
     acc = warpgroup_mma(weights, activations[STAGE].index(0).permute((1, 0)), acc, is_async=True)
@@ -94,7 +93,7 @@ def _rounds(count, stages, ahead):
 
 @gluon.jit
 def run_steps(
-    acc, before, activations, units, x_at, w_at, words, first, last, COUNT: gl.constexpr, ENDS: gl.constexpr,
+    acc, before, activations, units, x_at, w_at, own, words, first, last, COUNT: gl.constexpr, ENDS: gl.constexpr,
     STAGES: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
 ):  # fmt: skip
     """acc plus the products of COUNT steps from step `first` on, all of them done; `last` is the last there is.
@@ -110,12 +109,12 @@ def run_steps(
             if not ENDS:
                 coming = gl.minimum(coming, last)
             acc, before = _step(
-                acc, before, activations, units, x_at, w_at, words, place, coming, stage, STAGES, True,
+                acc, before, activations, units, x_at, w_at, own, words, place, coming, stage, STAGES, True,
                 MODE, BITS, G,
             )  # fmt: skip
     for place in gl.static_range(ROUNDS * STAGES, COUNT):
         acc, before = _step(
-            acc, before, activations, units, x_at, w_at, words, place, first + place + AHEAD, place % STAGES,
+            acc, before, activations, units, x_at, w_at, own, words, place, first + place + AHEAD, place % STAGES,
             STAGES, place + AHEAD < COUNT, MODE, BITS, G,
         )  # fmt: skip
     acc, before = warpgroup_mma_wait(0, deps=(acc, before))

@@ -1,0 +1,275 @@
+"""Float16 products on Hopper GPUs beside float64, and what stands before them, which any GPU can run."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import coterie
+from array_kinds import floats, pack
+from coterie import Experts, Packed, Routing
+from coterie.formats import Format
+from coterie.moe import moe_reference
+from coterie.ops import dequantize_reference
+from cuda.weights_made import ONE_PART, Limit, assert_within, layer_limit, on_device, weight
+from layers import routing_of
+from tensors import off, on
+from tolerance import bound, errors
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+FORMATS = {
+    "4 bits": Format.resolve("affine", 4, 64),
+    "4 bits, groups of 32": Format.resolve("affine", 4, 32),
+    "8 bits": Format.resolve("affine", 8, 64),
+    "8 bits, groups of 32": Format.resolve("affine", 8, 32),
+    "mxfp4": Format.resolve("mxfp4"),
+}
+WEIGHT_LIMIT = Limit(0, 2.0**-12)
+"""What a weight loses that becomes a float16 number, in root mean square."""
+
+
+def experts(
+    rng: np.random.Generator, sizes: tuple[int, int, int], form: str, *, fused: bool = False, biases: bool = False,
+    activation: str = "silu", scale_dtype: str = "bfloat16", down: str | None = None,
+) -> Experts:  # fmt: skip
+    n, hidden, inner = sizes
+    rows = 2 * inner if fused else inner
+    lengths = {"gate_bias": rows, "up_bias": 0 if fused else rows, "down_bias": hidden}
+    return Experts(
+        weight(rng, (n, rows, hidden), FORMATS[form], scale_dtype),
+        None if fused else weight(rng, (n, rows, hidden), FORMATS[form], scale_dtype),
+        weight(rng, (n, hidden, inner), FORMATS[down or form], scale_dtype),
+        activation,
+        **{name: floats(rng, (n, length)) for name, length in lengths.items() if biases and length},
+    )
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What float16 products were launched with; a GPU that has none skips the test."""
+    from coterie.backends.cuda import halves
+
+    if not torch.cuda.is_available() or not halves._has_kernel(torch.device("cuda", torch.cuda.current_device())):
+        pytest.skip("only Hopper GPUs have float16 products")
+    seen: list[Any] = []
+    launch = halves._launch
+
+    def counted(*arguments: Any) -> None:
+        seen.append(arguments)
+        launch(*arguments)
+
+    monkeypatch.setattr(halves, "_launch", counted)
+    return seen
+
+
+def run(x: np.ndarray, routing: Routing, made: Experts) -> np.ndarray:
+    given = Routing(on("cuda", routing.ids), on("cuda", routing.weights))
+    return off(coterie.moe(on("cuda", x), given, on_device("cuda", made)))
+
+
+def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -> None:
+    launches.clear()
+    found = run(x, routing, made)
+    assert len(launches) == 2
+    limit = layer_limit(made, "bfloat16", routing.ids.shape[1]) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
+    assert_within(found, moe_reference(x, routing, made), limit)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_become_float16_near_its_largest(device: str, form: str, dtype: str, rng: np.random.Generator) -> None:
+    from coterie.backends.cuda.halves import halve
+    from coterie.backends.cuda.stacks import stack_of
+
+    stack = stack_of(on_device(device, weight(rng, (2, 4, 320), FORMATS[form], "bfloat16")))
+    x = floats(rng, (6, 320), dtype) * np.array([[1.0], [3e30], [1e-30], [0.0], [1.0], [7.0]]).astype(np.float32)
+    x = x.astype(np.float32 if dtype == "float32" else floats(rng, (1,), dtype).dtype)
+    x[4, 17] = np.inf
+    rows = halve(on(device, x), stack)
+    values, sizes = off(rows.values)[0].astype(np.float64), off(rows.sizes).astype(np.float64)
+    group, n_units = stack.group, stack.group // stack.per_unit
+    places = np.arange(320)
+    ordered = places // group * group + places % n_units * stack.per_unit + places % group // n_units
+    wide = x.astype(np.float64)[:, ordered]
+    ordinary = [0, 1, 2, 5]
+    largest = np.abs(values[ordinary]).max(1)
+    assert (largest >= 2**14).all()
+    assert (largest <= 2**15).all()
+    assert (np.log2(sizes[:, 0]) % 1 == 0).all()
+    off_by = np.abs(values[ordinary] * sizes[ordinary, :1] - wide[ordinary])
+    assert (off_by <= np.maximum(np.abs(wide[ordinary]) * 2.0**-11, sizes[ordinary, :1] * 2.0**-25)).all()
+    np.testing.assert_allclose(sizes[ordinary, 1], np.abs(wide[ordinary]).sum(1), rtol=bound("float32", 320))
+    assert (values[3] == 0).all()
+    assert np.isinf(values[4]).sum() == 1
+
+
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_weight_is_larger_than_the_largest(
+    device: str, form: str, scale_dtype: str, rng: np.random.Generator
+) -> None:
+    from coterie.backends.cuda.halves import largest_of
+    from coterie.backends.cuda.stacks import stack_of
+
+    w = floats(rng, (5, 40, 192)) * np.array([1e-3, 1.0, 0.0, 40.0, 1.0], np.float32)[:, None, None]
+    packed = pack(w, FORMATS[form], "numpy", scale_dtype)
+    stack = stack_of(on_device(device, packed))
+    if packed.biases is not None:
+        wide = (part.astype(np.float32) for part in (packed.scales, packed.biases))
+        packed = Packed(packed.codes, *wide, packed.bits, packed.group_size, packed.mode)
+    found, most = off(largest_of(stack)), np.abs(dequantize_reference(packed)).max((1, 2))
+    assert (found >= most * (1 - 2.0**-20)).all()
+    assert (found <= 2 * most)[[0, 1, 3, 4]].all()
+    assert largest_of(stack) is largest_of(stack)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("n_experts", [1, 2, 40])
+def test_numbers_of_rows_around_tiles(launches: list[Any], form: str, n_experts: int, rng: np.random.Generator) -> None:
+    made = experts(rng, (n_experts, 192, 128), form, activation="gelu_tanh")
+    for n_tokens in (9, 16, 17, 31, 33, 64, 65, 127, 129, 300):
+        ids, weights = routing_of(rng, n_tokens, 1, n_experts)
+        check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("sizes", [(3, 64, 64), (3, 704, 320), (2, 4160, 192), (2, 192, 8256)])
+def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """One step; odd numbers of them; more groups than have room at a time, in either product."""
+    made = experts(rng, sizes, form)
+    for n_tokens in (20, 150):
+        ids, weights = routing_of(rng, n_tokens, 2, sizes[0])
+        check(launches, floats(rng, (n_tokens, sizes[1]), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu", "scale_dtype": "float16"},
+        {"activation": "gelu", "fused": True},
+        {"activation": "swiglu_clamped", "biases": True},
+        {"activation": "swiglu_clamped", "biases": True, "fused": True},
+        {"down": "8 bits, groups of 32"},
+        {"down": "mxfp4", "activation": "gelu_tanh"},
+    ],
+)
+def test_activations_biases_and_formats(launches: list[Any], options: dict[str, Any], rng: np.random.Generator) -> None:
+    made = experts(rng, (5, 192, 128), "4 bits", **options)
+    for n_tokens in (12, 90, 700):
+        ids, weights = routing_of(rng, n_tokens, 3, 5, empty=2)
+        check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+def test_one_token_of_many_experts(launches: list[Any], rng: np.random.Generator) -> None:
+    made = experts(rng, (20, 192, 64), "4 bits")
+    ids, weights = routing_of(rng, 1, 12, 20)
+    check(launches, floats(rng, (1, 192), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", ["4 bits", "8 bits", "mxfp4"])
+def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random.Generator) -> None:
+    """Tokens, and rows of matrices, 10^12 times as large as others: each comes out as exact as it would alone."""
+    made = experts(rng, (2, 192, 64), form)
+    sizes = 4.0 ** rng.integers(-10, 10, (2, 192)).astype(np.float32)
+    down = np.asarray(dequantize_reference(made.down), np.float32) * sizes[..., None]
+    made = Experts(made.gate, made.up, pack(down, FORMATS[form], "numpy", "bfloat16"), "silu")
+    tokens = 4.0 ** rng.integers(-10, 10, (60, 1)).astype(np.float32)
+    x = (floats(rng, (60, 192)) * tokens).astype(floats(rng, (1,), "bfloat16").dtype)
+    routing = Routing(*routing_of(rng, 60, 1, 2))
+    found, expected = run(x, routing, made).astype(np.float64), moe_reference(x, routing, made).astype(np.float64)
+    assert len(launches) == 2
+    limit = layer_limit(made, "bfloat16", 1) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
+    by_row = sizes[routing.ids[:, 0]]
+    assert_within(found / by_row / tokens, expected / by_row / tokens, limit)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+def test_what_is_not_finite_stays_with_its_token(launches: list[Any], rng: np.random.Generator) -> None:
+    made = experts(rng, (3, 128, 64), "4 bits")
+    x = floats(rng, (70, 128), "bfloat16")
+    ids, weights = routing_of(rng, 70, 2, 3)
+    clean = run(x, Routing(ids, weights), made)
+    x[5, 3], x[44, 100] = np.nan, np.inf
+    found = run(x, Routing(ids, weights), made)
+    assert len(launches) == 4
+    others = np.setdiff1d(np.arange(70), [5, 44])
+    np.testing.assert_array_equal(found[others], clean[others])
+    assert not np.isfinite(found[[5, 44]].astype(np.float32)).any()
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.random.Generator) -> None:
+    made = experts(rng, (3, 128, 64), "4 bits")
+    x = floats(rng, (90, 128), "bfloat16")
+    ids, weights = routing_of(rng, 90, 2, 3)
+    strange = np.where(rng.random(ids.shape) < 0.3, rng.choice([-1, 3, 2**31 - 1], ids.shape), ids)
+    kept = np.where(strange == ids, weights, 0).astype(np.float32)
+    from coterie.backends.cuda.layer import run_experts
+
+    arguments = (on("cuda", strange.astype(np.int32)), on("cuda", weights), on_device("cuda", made))
+    found = off(run_experts(on("cuda", x), *arguments, 1, torch.bfloat16))
+    assert len(launches) == 2
+    limit = layer_limit(made, "bfloat16", 2) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
+    assert_within(found, moe_reference(x, Routing(ids, kept), made), limit)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", FORMATS)
+def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator) -> None:
+    for n_rows, shape in ((1000, (2000, 192)), (700, (1160, 64)), (300, (8000, 704))):
+        matrix, x = weight(rng, shape, FORMATS[form], "bfloat16"), floats(rng, (n_rows, shape[1]), "bfloat16")
+        launches.clear()
+        found = off(coterie.quantized_matmul(on("cuda", x), on_device("cuda", matrix)))
+        assert len(launches) == 1
+        expected = x.astype(np.float64) @ dequantize_reference(matrix).astype(np.float64).T
+        assert_within(found, expected, Limit(bound("float32", shape[1])) + WEIGHT_LIMIT + ONE_PART)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "launches")
+def test_every_row_has_the_bits_that_it_has_in_other_company(rng: np.random.Generator) -> None:
+    """However wide the product is, and whoever is in it."""
+    made, x = experts(rng, (2, 704, 128), "4 bits"), floats(rng, (500, 704), "bfloat16")
+    ids, weights = np.zeros((500, 1), np.int32), np.ones((500, 1), np.float32)
+    everybody = run(x, Routing(ids, weights), made)
+    for n_tokens in (9, 20, 40, 100):
+        np.testing.assert_array_equal(
+            run(x[:n_tokens], Routing(ids[:n_tokens], weights[:n_tokens]), made), everybody[:n_tokens]
+        )
+    assert errors(everybody, moe_reference(x, Routing(ids, weights), made))[1] > 0
+
+
+def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.backends.cuda import halves
+    from coterie.backends.cuda.stacks import stack_of
+
+    monkeypatch.setattr(halves, "_has_kernel", lambda _device: True)
+
+    def served(form: Format, width: int, scale_dtype: str | None = "bfloat16") -> bool:
+        return halves.serves(stack_of(on_device(device, weight(rng, (8, width), form, scale_dtype))))
+
+    assert served(FORMATS["4 bits"], 128)
+    assert not served(FORMATS["4 bits"], 128, "float32")
+    assert not served(FORMATS["4 bits, groups of 32"], 96)
+    assert not served(Format.resolve("affine", 4, 128), 128)
+    assert not served(Format.resolve("affine", 3, 64), 128)
+    assert not served(Format.resolve("nvfp4"), 128, None)
+    plain = stack_of(on(device, floats(rng, (8, 128), "bfloat16")))
+    assert not halves.serves(plain)
+    assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), FORMATS["4 bits"], "bfloat16"))), plain)
+    assert isinstance(weight(rng, (8, 128), FORMATS["mxfp4"]), Packed)
