@@ -4,8 +4,8 @@ A weight is rounded once, to eleven bits, where bfloat16 activations have eight:
 formats and precisions go through `products`.
 """
 
+import contextlib
 import functools
-import importlib
 from typing import Any
 
 import torch
@@ -16,6 +16,11 @@ from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
 from coterie.backends.cuda.rows import Halves, Slots
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile
+
+half_rows_kernel: Any = None
+with contextlib.suppress(ImportError, AttributeError):
+    # Gluon is young: where this Triton's is another than the kernel is written for, there is no such kernel.
+    from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
 
 _CAPABILITY = 9
 _ROWS = 128
@@ -52,16 +57,7 @@ def _fits(stack: Stack) -> bool:
 def _has_kernel(device: torch.device) -> bool:
     if INTERPRETED.value or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability(device)[0] == _CAPABILITY and _kernel() is not None
-
-
-@functools.cache
-def _kernel() -> Any:
-    """The kernel, None where this Triton's Gluon, which is young, is another one than it was written for."""
-    try:
-        return importlib.import_module("coterie.backends.cuda.kernels.hopper.rows").half_rows_kernel
-    except (ImportError, AttributeError):
-        return None
+    return torch.cuda.get_device_capability(device)[0] == _CAPABILITY and half_rows_kernel is not None
 
 
 def halve(x: torch.Tensor, stack: Stack) -> Halves:
@@ -126,7 +122,7 @@ def _launch(
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            _kernel()[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
+            half_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
                 rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,

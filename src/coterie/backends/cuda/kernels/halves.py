@@ -25,7 +25,7 @@ def halve_kernel(
     row = tl.program_id(0).to(tl.int64)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    largest, total = 0.0, 0.0
+    largest, total = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
     for first in tl.range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)
         size = tl.abs(tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32))
