@@ -85,6 +85,7 @@ def compile_only(target: GPUTarget, capability: tuple[int, int], shared: int) ->
     torch.version.cuda, torch.version.hip = ("13.0", None) if target.backend == "cuda" else (None, "6.4")
     torch.cuda.init = lambda: None
     torch.cuda.get_device_capability = lambda _device=None: capability
+    torch.cuda.is_current_stream_capturing = lambda: False
     kinds._KIND_OF_TENSOR[False] = "cuda"
     return names
 

@@ -26,6 +26,7 @@ FORMATS = {
     "8 bits, groups of 32": Format.resolve("affine", 8, 32),
     "mxfp4": Format.resolve("mxfp4"),
 }
+ALL = {**FORMATS, "bf16": "bfloat16"}
 WEIGHT_LIMIT = Limit(0, 2.0**-12)
 """What a weight loses that becomes a float16 number, in root mean square."""
 
@@ -38,9 +39,9 @@ def experts(
     rows = 2 * inner if fused else inner
     lengths = {"gate_bias": rows, "up_bias": 0 if fused else rows, "down_bias": hidden}
     return Experts(
-        weight(rng, (n, rows, hidden), FORMATS[form], scale_dtype),
-        None if fused else weight(rng, (n, rows, hidden), FORMATS[form], scale_dtype),
-        weight(rng, (n, hidden, inner), FORMATS[down or form], scale_dtype),
+        weight(rng, (n, rows, hidden), ALL[form], scale_dtype),
+        None if fused else weight(rng, (n, rows, hidden), ALL[form], scale_dtype),
+        weight(rng, (n, hidden, inner), ALL[down or form], scale_dtype),
         activation,
         **{name: floats(rng, (n, length)) for name, length in lengths.items() if biases and length},
     )
@@ -51,7 +52,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What float16 products were launched with; a GPU that has none skips the test."""
     from coterie.backends.cuda import halves
 
-    if not torch.cuda.is_available() or not halves._has_kernel(torch.device("cuda", torch.cuda.current_device())):
+    if not torch.cuda.is_available() or not halves._has_products(torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("only Hopper GPUs have float16 products")
     seen: list[Any] = []
     launch = halves._launch
@@ -127,7 +128,7 @@ def test_no_weight_is_larger_than_the_largest(
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("n_experts", [1, 2, 40])
 def test_numbers_of_rows_around_tiles(launches: list[Any], form: str, n_experts: int, rng: np.random.Generator) -> None:
     made = experts(rng, (n_experts, 192, 128), form, activation="gelu_tanh")
@@ -138,7 +139,7 @@ def test_numbers_of_rows_around_tiles(launches: list[Any], form: str, n_experts:
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("sizes", [(3, 64, 64), (3, 704, 320), (2, 4160, 192), (2, 192, 8256)])
 def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
     """One step; odd numbers of them; more groups than have room at a time, in either product."""
@@ -150,6 +151,7 @@ def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", ["4 bits", "bf16"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -161,8 +163,12 @@ def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng
         {"down": "mxfp4", "activation": "gelu_tanh"},
     ],
 )
-def test_activations_biases_and_formats(launches: list[Any], options: dict[str, Any], rng: np.random.Generator) -> None:
-    made = experts(rng, (5, 192, 128), "4 bits", **options)
+def test_activations_biases_and_formats(
+    launches: list[Any], options: dict[str, Any], form: str, rng: np.random.Generator
+) -> None:
+    if form == "bf16":
+        options = {name: value for name, value in options.items() if name != "down"}
+    made = experts(rng, (5, 192, 128), form, **options)
     for n_tokens in (12, 90, 700):
         ids, weights = routing_of(rng, n_tokens, 3, 5, empty=2)
         check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
@@ -258,7 +264,7 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     from coterie.backends.cuda import halves
     from coterie.backends.cuda.stacks import stack_of
 
-    monkeypatch.setattr(halves, "_has_kernel", lambda _device: True)
+    monkeypatch.setattr(halves, "_has_products", lambda _device: True)
 
     def served(form: Format, width: int, scale_dtype: str | None = "bfloat16") -> bool:
         return halves.serves(stack_of(on_device(device, weight(rng, (8, width), form, scale_dtype))))
@@ -270,6 +276,8 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     assert not served(Format.resolve("affine", 3, 64), 128)
     assert not served(Format.resolve("nvfp4"), 128, None)
     plain = stack_of(on(device, floats(rng, (8, 128), "bfloat16")))
-    assert not halves.serves(plain)
+    assert halves.serves(plain)
+    assert not halves.serves(stack_of(on(device, floats(rng, (8, 128), "float16"))))
+    assert not halves.serves(stack_of(on(device, floats(rng, (8, 72), "bfloat16"))))
     assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), FORMATS["4 bits"], "bfloat16"))), plain)
     assert isinstance(weight(rng, (8, 128), FORMATS["mxfp4"]), Packed)

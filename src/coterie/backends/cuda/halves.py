@@ -1,7 +1,8 @@
-"""Products in float16 on Hopper GPUs: the fastest for more than a few rows.
+"""Products of 16-bit numbers on Hopper GPUs, the fastest for more than a few rows.
 
-A weight is rounded once, to eleven bits, where bfloat16 activations have eight: `kernels.hopper.numbers`. Other GPUs,
-formats and precisions go through `products`.
+Codes become float16 weights, rounded once, to eleven bits, where bfloat16 activations have eight:
+`kernels.hopper.numbers`. Plain bfloat16 weights stay what they are, and so do their activations. Other GPUs, formats
+and precisions go through `products`.
 """
 
 import contextlib
@@ -36,15 +37,22 @@ _REGISTERS = 128
 _FORMATS = {("affine", 4), ("affine", 8), ("mxfp4", 4)}
 _SCALES = (torch.bfloat16, torch.float16, torch.uint8)
 _BLOCK = 4096
+_LONG = 4096
+"""Columns beyond which constants come in turns, and the compiler has no registers for three widths of products."""
+
 _MOST_PROGRAMS = 65535
 
 
 def serves(*stacks: Stack | None) -> bool:
-    """Whether products with all of these matrices can be float16 ones."""
-    return all(stack is None or (_fits(stack) and _has_kernel(stack.codes.device)) for stack in stacks)
+    """Whether products with all of these matrices can go this way: each for itself, and from one into the next."""
+    there = [stack for stack in stacks if stack is not None]
+    are_plain = {stack.mode == "plain" for stack in there}
+    return len(are_plain) == 1 and all(_fits(stack) and _has_products(stack.codes.device) for stack in there)
 
 
 def _fits(stack: Stack) -> bool:
+    if stack.mode == "plain":
+        return stack.codes.dtype == torch.bfloat16 and stack.n_columns % _COLUMNS == 0
     return (
         (stack.mode, stack.bits) in _FORMATS
         and stack.group in _GROUPS
@@ -54,7 +62,7 @@ def _fits(stack: Stack) -> bool:
 
 
 @functools.cache
-def _has_kernel(device: torch.device) -> bool:
+def _has_products(device: torch.device) -> bool:
     if INTERPRETED.value or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device)[0] == _CAPABILITY and half_rows_kernel is not None
@@ -62,6 +70,9 @@ def _has_kernel(device: torch.device) -> bool:
 
 def halve(x: torch.Tensor, stack: Stack) -> Halves:
     """Rows x [n, K] for products with `stack`."""
+    if stack.mode == "plain":
+        plain = x.to(torch.bfloat16).contiguous()[None]
+        return Halves(plain, plain)
     n, k = x.shape
     values = torch.empty((1, n, k), dtype=torch.float16, device=x.device)
     sizes = torch.empty((n, 2), dtype=torch.float32, device=x.device)
@@ -99,9 +110,10 @@ def gate_and_up(
     activation: str, down: Stack, tile: Tile,
 ) -> Halves:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
-    device = rows.values.device
-    values = torch.empty((1, slots.n, down.n_columns), dtype=torch.float16, device=device)
-    sizes = torch.empty((slots.n, 2), dtype=torch.float32, device=device)
+    values = torch.empty((1, slots.n, down.n_columns), dtype=rows.values.dtype, device=rows.values.device)
+    sizes = rows.sizes
+    if down.mode != "plain":
+        sizes = torch.empty((slots.n, 2), dtype=torch.float32, device=values.device)
     _launch(rows, slots, gate, up, biases, tile, values, sizes, activation, down)
     return Halves(values, sizes)
 
@@ -117,7 +129,8 @@ def _launch(
     n_rows = stack.n_rows // 2 if fused else stack.n_rows
     bias, up_bias = (biases[0], biases[0]) if fused else biases
     nothing = rows.sizes
-    largest, up_largest = (largest_of(stack), largest_of(second)) if gated else (nothing, nothing)
+    bounded = gated and stack.mode != "plain"
+    largest, up_largest = (largest_of(stack), largest_of(second)) if bounded else (nothing, nothing)
     n_blocks = slots.n_blocks(tile.rows)
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     with on_device_of(out):
@@ -130,6 +143,10 @@ def _launch(
                 stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
-                gated, activation or "", bias is not None, tile.rows, tile.narrowest, slots.kind,
+                gated, activation or "", bias is not None, tile.rows, _narrowest(stack, tile), slots.kind,
                 num_warps=8, maxnreg=_REGISTERS, enable_fp_fusion=True,
             )  # fmt: skip
+
+
+def _narrowest(stack: Stack, tile: Tile) -> int:
+    return max(tile.narrowest, tile.rows // 2) if stack.n_columns > _LONG else tile.narrowest

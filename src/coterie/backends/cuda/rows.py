@@ -23,10 +23,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """Activations in the order of a stack's codes: float16 [1, n, K], each row times a power of two.
+    """Activations in the order of a stack's codes: float16 [1, n, K], each row times a power of two; for plain weights
+    bfloat16, as they are.
 
     sizes: f32 [n, 2], what a 1 of a row stands for, and the sum of its activations' magnitudes. Hidden values have the
-    first alone.
+    first alone; bfloat16 ones have none, and `sizes` is not read.
     """
 
     values: torch.Tensor

@@ -57,8 +57,8 @@ def units_kept(n_units):
 
 
 @triton.constexpr_function
-def activations_kept():
-    """Activations [tokens, COLUMNS] in shared memory."""
+def swizzled():
+    """Rows of COLUMNS 16-bit numbers in shared memory, as the matrix units take them from there."""
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
 
 

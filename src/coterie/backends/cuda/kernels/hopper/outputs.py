@@ -37,59 +37,65 @@ def _kept(values):
 @gluon.jit
 def keep_tokens(
     order, first_place, n_slots, x_sizes, top_k, largest, up_largest, out_sizes, end,
-    TOKENS: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
+    TOKENS: gl.constexpr, PLAIN: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """A block's slots, what a 1 of their activations stands for, and what hidden values are multiplied by, in shared
     memory, because at the end there would be only waiting for them; powers of two as their exponents, in bytes.
 
     What hidden values are multiplied by is the power of two that brings the bound of a slot's near float16's largest
-    number; out_sizes f32 [slot, 2] gets what a 1 then stands for.
+    number; out_sizes f32 [slot, 2] gets what a 1 then stands for. PLAIN: numbers stand for themselves.
     """
     slots, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, per_token())
-    at = x_sizes + (slots // top_k) * 2
-    unit = exponent_of(gl.load(at))
-    factor = unit
-    if GATED:
-        size = gl.load(at + 1)
-        bound = size * gl.load(largest) * (size * gl.load(up_largest))
-        if ACTIVATION == "swiglu_clamped":
-            bound = gl.minimum(bound, _CLAMPED)
-        factor = gl.minimum(gl.maximum(268 - exponent_of(bound), 1), 253)
-        gl.store(out_sizes + slots * 2, power(254 - factor), mask=(place < end) & (gl.program_id(0) == 0))
-    return _kept(slots), _kept(unit.to(gl.uint8)), _kept(factor.to(gl.uint8))
+    kept = _kept(slots)
+    units, factors = kept, kept
+    if not PLAIN:
+        at = x_sizes + (slots // top_k) * 2
+        unit = exponent_of(gl.load(at))
+        factor = unit
+        if GATED:
+            size = gl.load(at + 1)
+            bound = size * gl.load(largest) * (size * gl.load(up_largest))
+            if ACTIVATION == "swiglu_clamped":
+                bound = gl.minimum(bound, _CLAMPED)
+            factor = gl.minimum(gl.maximum(268 - exponent_of(bound), 1), 253)
+            gl.store(out_sizes + slots * 2, power(254 - factor), mask=(place < end) & (gl.program_id(0) == 0))
+        units, factors = _kept(unit.to(gl.uint8)), _kept(factor.to(gl.uint8))
+    return kept, units, factors
 
 
 @gluon.jit
 def finish(
-    acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST: gl.constexpr, GATED: gl.constexpr,
-    ACTIVATION: gl.constexpr,
+    acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST: gl.constexpr, PLAIN: gl.constexpr,
+    GATED: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     """Store what the products acc [ROWS, n] of tokens from _AT_ONCE * FIRST on make; `tokens` from `keep_tokens`."""
     n: gl.constexpr = acc.shape[1]
     if n > _AT_ONCE:
         acc, rest = gl.split(gl.permute(gl.reshape(acc, (ROWS, 2, n // 2)), (0, 2, 1)))
         row_bias = gl.convert_layout(row_bias, gl.SliceLayout(1, acc.type.layout), assert_trivial=True)
-        finish(acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST, GATED, ACTIVATION)
+        finish(acc, row_bias, tokens, out, first_row, first_place, end, n_rows, FIRST, PLAIN, GATED, ACTIVATION)
         NEXT: gl.constexpr = FIRST + n // 2 // _AT_ONCE
-        finish(rest, row_bias, tokens, out, first_row, first_place, end, n_rows, NEXT, GATED, ACTIVATION)
+        finish(rest, row_bias, tokens, out, first_row, first_place, end, n_rows, NEXT, PLAIN, GATED, ACTIVATION)
     else:
         slots, units, factors = tokens
-        unit = power(units.index(FIRST).load(gl.SliceLayout(0, acc.type.layout)))
-        values = gl.fma(acc, unit[None, :].broadcast_to((ROWS, n)), row_bias[:, None].broadcast_to((ROWS, n)))
+        values = acc
+        if not PLAIN:
+            values *= power(units.index(FIRST).load(gl.SliceLayout(0, acc.type.layout)))[None, :]
+        values += row_bias[:, None]
         if GATED:
-            values = _hidden(values, factors.index(FIRST), ACTIVATION)
+            values = _hidden(values, ACTIVATION)
+            if not PLAIN:
+                values *= power(factors.index(FIRST).load(gl.SliceLayout(0, values.type.layout)))[None, :]
         _store(values, out, slots.index(FIRST), first_row, first_place + FIRST * n, end, n_rows)
 
 
 @gluon.jit
-def _hidden(values, factors, ACTIVATION: gl.constexpr):
-    """Hidden values float16 [ROWS / 2, n], times their factors, of gate and up, which take turns of 8 rows."""
+def _hidden(values, ACTIVATION: gl.constexpr):
+    """Hidden values [ROWS / 2, n] of gate and up, which take turns of 8 rows."""
     n: gl.constexpr = values.shape[1]
     pairs = gl.permute(gl.reshape(values, (ROWS // 16, 2, 8, n)), (0, 2, 3, 1))
     gate, up = gl.split(gl.reshape(pairs, (ROWS // 2, n, 2)))
-    hidden = gated(gate, up, ACTIVATION)
-    factor = power(factors.load(gl.SliceLayout(0, hidden.type.layout)))
-    return (hidden * factor[None, :]).to(gl.float16)
+    return gated(gate, up, ACTIVATION)
 
 
 @gluon.jit

@@ -10,8 +10,17 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
-from coterie.backends.cuda.kernels.hopper.layouts import COLUMNS, ROWS, activations_kept, units_kept
-from coterie.backends.cuda.kernels.hopper.numbers import codes_of, weights_of
+from coterie.backends.cuda.kernels.hopper.constants import groups_in_turn, read_constants, turns_of
+from coterie.backends.cuda.kernels.hopper.layouts import (
+    COLUMNS,
+    ROWS,
+    as_vectors,
+    left,
+    product,
+    swizzled,
+    units_kept,
+)
+from coterie.backends.cuda.kernels.hopper.numbers import codes_of, weights_of, words_of
 
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
@@ -19,70 +28,72 @@ copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_gl
 
 
 @triton.constexpr_function
-def stages_for(n_tokens, bits, turns):
-    """Stages of the ring: an even number, because weights have two places in registers, that fits beside the constants
-    for two programs of a multiprocessor, and divides the steps of a turn.
+def stages_for(n_tokens, mode, bits, turns):
+    """Stages of the ring, so many that two programs of a multiprocessor have room for them beside the constants.
+
+    Of codes an even number, because numbers have two places in registers, which divides the steps of a turn.
     """
-    if n_tokens >= 128:
-        return 4
-    if n_tokens >= 64:
-        return 4 if turns > 1 or bits == 8 else 6
-    return 8
-
-
-@triton.constexpr_function
-def groups_in_turn(n_groups, mode, bits):
-    """Groups whose constants are in shared memory at a time: 32 KiB of them, 16 where codes are bytes."""
-    most = 128 if mode != "affine" else 32 if bits == 8 else 64
-    groups = 16
-    while groups < min(most, n_groups):
-        groups *= 2
-    return groups
+    narrow = {128: 0, 64: 1, 32: 2, 16: 3}[n_tokens]
+    if mode == "plain":
+        return (3, 4, 5, 6)[narrow]
+    return (4, 4 if turns > 1 or bits == 8 else 6, 8, 8)[narrow]
 
 
 @gluon.jit
-def ring(dtype: gl.constexpr, N: gl.constexpr, M: gl.constexpr, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
+def _ring(dtype: gl.constexpr, N: gl.constexpr, M: gl.constexpr, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
     """STAGES tiles [N, M], each an allocation of its own: so the compiler sees which copy meets which read."""
     tile = gl.allocate_shared_memory(dtype, [1, N, M], LAYOUT)
     tiles = (tile,)
     if STAGES > 1:
-        tiles = tiles + ring(dtype, N, M, LAYOUT, STAGES - 1)
+        tiles += _ring(dtype, N, M, LAYOUT, STAGES - 1)
     return tiles
 
 
 @gluon.jit
-def rings(TOKENS: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr):
-    """The stages of activations and of units."""
-    activations = ring(gl.float16, TOKENS, COLUMNS, activations_kept(), STAGES)
-    return activations, ring(gl.uint16, ROWS, UNITS, units_kept(UNITS), STAGES)
+def rings(
+    x_dtype: gl.constexpr, w_dtype: gl.constexpr, TOKENS: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr
+):
+    """The stages of activations and of units, which may be weights."""
+    activations = _ring(x_dtype, TOKENS, COLUMNS, swizzled(), STAGES)
+    return activations, _ring(w_dtype, ROWS, UNITS, swizzled() if UNITS == COLUMNS else units_kept(UNITS), STAGES)
 
 
 @gluon.jit
-def fetch(activations, units, x_at, w_at, own, step, STAGE: gl.constexpr):
-    """Begin the copies of a step; of activations those of a block's `own` rows."""
+def fetch(rings, places, step, STAGE: gl.constexpr):
+    """Begin the copies of a step; of activations those of a block's own rows."""
+    activations, units = rings
+    x_at, w_at, own = places
     copy_async(units[STAGE].index(0), w_at + step * units[STAGE].shape[2])
     copy_async(activations[STAGE].index(0), x_at + step * COLUMNS, mask=own)
 
 
 @gluon.jit
 def _step(
-    acc, before, activations, units, x_at, w_at, own, words, place, coming, STAGE: gl.constexpr, STAGES: gl.constexpr,
-    MORE: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
+    acc, before, rings, places, words, place, coming, STAGE: gl.constexpr, STAGES: gl.constexpr, MORE: gl.constexpr,
+    MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
 ):  # fmt: skip
     """Step `place` of a turn: acc plus its product, which may still run; `before` are the weights of the last one.
 
     MORE: copies of step `coming` begin.
     """
+    activations, units = rings
+    x = activations[STAGE].index(0).permute((1, 0))
     async_copy.wait_group(STAGES - 3)
     barrier()
-    q, word, next_word = codes_of(units[STAGE].index(0), words, place, G)
+    if MODE != "plain":
+        q, word, next_word = codes_of(units[STAGE].index(0), words, place, G)
     if MORE:
-        fetch(activations, units, x_at, w_at, own, coming, (STAGE + STAGES - 2) % STAGES)
+        fetch(rings, places, coming, (STAGE + STAGES - 2) % STAGES)
     async_copy.commit_group()
-    weights = weights_of(q, word, next_word, acc.shape[1], MODE, BITS, G)
-    acc = warpgroup_mma(weights, activations[STAGE].index(0).permute((1, 0)), acc, is_async=True)
-    acc, before = warpgroup_mma_wait(1, deps=(acc, before))
-    return acc, weights
+    if MODE == "plain":
+        acc = warpgroup_mma(units[STAGE].index(0), x, acc, is_async=True)
+        acc = warpgroup_mma_wait(1, deps=(acc,))
+    else:
+        weights = weights_of(q, word, next_word, acc.shape[1], MODE, BITS, G)
+        acc = warpgroup_mma(weights, x, acc, is_async=True)
+        acc, before = warpgroup_mma_wait(1, deps=(acc, before))
+        before = weights
+    return acc, before
 
 
 @triton.constexpr_function
@@ -92,9 +103,9 @@ def _rounds(count, stages, ahead):
 
 
 @gluon.jit
-def run_steps(
-    acc, before, activations, units, x_at, w_at, own, words, first, last, COUNT: gl.constexpr, ENDS: gl.constexpr,
-    STAGES: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
+def _run(
+    acc, before, rings, places, words, first, last, COUNT: gl.constexpr, ENDS: gl.constexpr, STAGES: gl.constexpr,
+    MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
 ):  # fmt: skip
     """acc plus the products of COUNT steps from step `first` on, all of them done; `last` is the last there is.
 
@@ -108,14 +119,51 @@ def run_steps(
             coming = first + place + AHEAD
             if not ENDS:
                 coming = gl.minimum(coming, last)
-            acc, before = _step(
-                acc, before, activations, units, x_at, w_at, own, words, place, coming, stage, STAGES, True,
-                MODE, BITS, G,
-            )  # fmt: skip
+            acc, before = _step(acc, before, rings, places, words, place, coming, stage, STAGES, True, MODE, BITS, G)
     for place in gl.static_range(ROUNDS * STAGES, COUNT):
         acc, before = _step(
-            acc, before, activations, units, x_at, w_at, own, words, place, first + place + AHEAD, place % STAGES,
-            STAGES, place + AHEAD < COUNT, MODE, BITS, G,
+            acc, before, rings, places, words, place, first + place + AHEAD, place % STAGES, STAGES,
+            place + AHEAD < COUNT, MODE, BITS, G,
         )  # fmt: skip
-    acc, before = warpgroup_mma_wait(0, deps=(acc, before))
+    if MODE == "plain":
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+    else:
+        acc, before = warpgroup_mma_wait(0, deps=(acc, before))
     return acc, before
+
+
+@gluon.jit
+def run_plain(rings, places, TOKENS: gl.constexpr, STEPS: gl.constexpr, STAGES: gl.constexpr):
+    """Products f32 [ROWS, TOKENS] over STEPS steps with weights as they are."""
+    acc = gl.zeros([ROWS, TOKENS], gl.float32, product(TOKENS))
+    acc, _ = _run(acc, gl.to_tensor(0), rings, places, 0, 0, STEPS - 1, STEPS, True, STAGES, "plain", 16, COLUMNS)
+    async_copy.wait_group(0)
+    return acc
+
+
+@gluon.jit
+def run_codes(
+    rings, places, constants, scale_at, bias_at, TOKENS: gl.constexpr, K: gl.constexpr, STAGES: gl.constexpr,
+    MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
+):  # fmt: skip
+    """The same over K columns of codes, with what `keep_constants` gives."""
+    N_GROUPS: gl.constexpr = K // G
+    TURNS: gl.constexpr = turns_of(N_GROUPS, MODE, BITS)
+    IN_TURN: gl.constexpr = groups_in_turn(N_GROUPS, MODE, BITS) * G // COLUMNS
+    LAST: gl.constexpr = K // COLUMNS - 1
+    room, factor, _ = constants
+    words = as_vectors(room)
+    acc = gl.zeros([ROWS, TOKENS], gl.float32, product(TOKENS))
+    before = gl.zeros([ROWS, COLUMNS], gl.float16, left(TOKENS))
+    for turn in range(TURNS - 1):
+        acc, before = _run(
+            acc, before, rings, places, words, turn * IN_TURN, LAST, IN_TURN, False, STAGES, MODE, BITS, G
+        )
+        scale, bias = read_constants(scale_at, bias_at, turn + 1, N_GROUPS, MODE, BITS)
+        more = words_of(scale, bias, factor, MODE)
+        barrier()
+        room.permute((1, 0)).store(more)
+    REST: gl.constexpr = (TURNS - 1) * IN_TURN
+    acc, before = _run(acc, before, rings, places, words, REST, LAST, LAST + 1 - REST, True, STAGES, MODE, BITS, G)
+    async_copy.wait_group(0)
+    return acc
