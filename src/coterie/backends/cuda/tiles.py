@@ -51,7 +51,10 @@ _FEW_COLUMNS = 8
 _BFLOAT16_BYTES = 2
 
 _BLOCKS = ((5, 16, 16), (10, 32, 16), (96, 64, 16), (float("inf"), 128, 32))
-"""Float16 products: up to so many rows an expert, the rows of a block, and of the narrowest product."""
+"""Products of `halves`: up to so many rows an expert, the rows of a block, and of the narrowest product."""
+
+_PLAIN_BLOCKS = ((5, 16, 16), (10, 32, 16), (24, 64, 16), (float("inf"), 128, 32))
+"""The same where weights are plain, and it costs more to fetch them twice."""
 
 _MATRIX_ROWS = 128
 """Rows of a matrix that a program of theirs has."""
@@ -74,7 +77,8 @@ def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Ti
     if n_slots * parts <= _FEW_COLUMNS:
         return few_tile(parts)
     if halves and parts == 1:
-        return next(halves_tile(rows, least) for most, rows, least in _BLOCKS if columns <= most)
+        blocks = _PLAIN_BLOCKS if stack.mode == "plain" else _BLOCKS
+        return next(halves_tile(rows, least) for most, rows, least in blocks if columns <= most)
     if columns <= 4 and stack.group >= _LARGE_GROUP:
         tile = Tile(False, 64, 8 // parts, 4, 4)
     elif columns <= (16 if stack.group >= _LARGE_GROUP else 2):
