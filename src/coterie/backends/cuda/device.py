@@ -17,11 +17,12 @@ OLDEST_CAPABILITY = (8, 0)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version_of(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-if _version(triton.__version__) < OLDEST_TRITON:
+if version_of(triton.__version__) < OLDEST_TRITON:
     # Here, because the kernels' own imports would fail next, and say less.
     raise ImportError(
         f"Triton {triton.__version__} is too old, {'.'.join(map(str, OLDEST_TRITON))} is the oldest known"

@@ -5,22 +5,25 @@ Codes become float16 weights, rounded once, to eleven bits, where bfloat16 activ
 and precisions go through `products`.
 """
 
-import contextlib
 import functools
+import warnings
 from typing import Any
 
 import torch
 import triton
 
+from coterie.backends.cuda.device import version_of
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
 from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
 from coterie.backends.cuda.rows import Halves, Slots
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile
 
+NEWEST_TRITON = (3, 9)
+"""The last whose Gluon is known: it is young, and changes."""
+
 half_rows_kernel: Any = None
-with contextlib.suppress(ImportError, AttributeError):
-    # Gluon is young: where this Triton's is another than the kernel is written for, there is no such kernel.
+if version_of(triton.__version__) <= NEWEST_TRITON:
     from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
 
 _CAPABILITY = 9
@@ -65,7 +68,15 @@ def _fits(stack: Stack) -> bool:
 def _has_products(device: torch.device) -> bool:
     if INTERPRETED.value or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability(device)[0] == _CAPABILITY and half_rows_kernel is not None
+    if torch.cuda.get_device_capability(device)[0] != _CAPABILITY:
+        return False
+    if half_rows_kernel is None:
+        warnings.warn(
+            f"Triton {triton.__version__} is newer than {'.'.join(map(str, NEWEST_TRITON))}, for which this GPU's "
+            "fastest kernels are written; slower ones are used. Install a newer coterie, or an older Triton",
+            stacklevel=2,
+        )
+    return half_rows_kernel is not None
 
 
 def halve(x: torch.Tensor, stack: Stack) -> Halves:

@@ -4,7 +4,6 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-WARPS = gl.constexpr(8)
 ROWS = gl.constexpr(128)
 """Rows of a matrix that a program has: 16 a warp. Gate and up have 64 each, in turns of 8, so that both numbers of a
 hidden value are one thread's.
@@ -12,7 +11,6 @@ hidden value are one thread's.
 
 COLUMNS = gl.constexpr(64)
 """Activations of a row that a step multiplies."""
-
 
 _REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 """Whether it is called so, as it is since Triton 3.7."""

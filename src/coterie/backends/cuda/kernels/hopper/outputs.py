@@ -16,10 +16,10 @@ _AT_ONCE = gl.constexpr(32)
 
 
 @gluon.jit
-def slots_at(order, first, n_slots, TOKENS: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr):
-    """(slots int32 [TOKENS] of a block, their places); behind the block's own there are others'."""
+def slots_at(order, first, end, TOKENS: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr):
+    """(slots int32 [TOKENS] of a block, their places); behind the last of an expert's, at `end`, it is repeated."""
     place = first + gl.arange(0, TOKENS, layout=LAYOUT)
-    inside = gl.minimum(place, n_slots - 1)
+    inside = gl.minimum(place, end - 1)
     slots = gl.load(order + inside) if SLOTS == "sorted" else inside
     return slots, place
 
@@ -36,7 +36,7 @@ def _kept(values):
 
 @gluon.jit
 def keep_tokens(
-    order, first_place, n_slots, x_sizes, top_k, largest, up_largest, out_sizes, end,
+    order, first_place, end, x_sizes, top_k, largest, up_largest, out_sizes,
     TOKENS: gl.constexpr, PLAIN: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """A block's slots, what a 1 of their activations stands for, and what hidden values are multiplied by, in shared
@@ -45,7 +45,7 @@ def keep_tokens(
     What hidden values are multiplied by is the power of two that brings the bound of a slot's near float16's largest
     number; out_sizes f32 [slot, 2] gets what a 1 then stands for. PLAIN: numbers stand for themselves.
     """
-    slots, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, per_token())
+    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, per_token())
     kept = _kept(slots)
     units, factors = kept, kept
     if not PLAIN:

@@ -63,14 +63,14 @@ def half_rows_kernel(
     gate_of = (codes + at * W, scales + at * NG, biases + at * NG, bias + at, largest + expert)
     up_of = (up_codes + up * W, up_scales + up * NG, up_biases + up * NG, up_bias + up, up_largest + expert)
     _as_wide_as_needed(
-        x, x_sizes, gate_of, up_of, order, first_place, end, out, out_sizes, top_k, n_slots, n_rows,
+        x, x_sizes, gate_of, up_of, order, first_place, end, out, out_sizes, top_k, n_rows,
         K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS,
     )  # fmt: skip
 
 
 @gluon.jit
 def _as_wide_as_needed(
-    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_slots, n_rows,
+    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr,
@@ -78,19 +78,19 @@ def _as_wide_as_needed(
     """The narrowest product that has a block's rows, TOKENS at most."""
     if TOKENS == LEAST or end - first_place > TOKENS // 2:
         _tile(
-            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_slots, n_rows,
+            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
             K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS,
         )  # fmt: skip
     else:
         _as_wide_as_needed(
-            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_slots, n_rows,
+            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
             K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS,
         )  # fmt: skip
 
 
 @gluon.jit
 def _tile(
-    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_slots, n_rows,
+    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, SLOTS: gl.constexpr,
@@ -106,7 +106,7 @@ def _tile(
     first_row = gl.program_id(0) * (ROWS // 2 if GATED else ROWS)
     w_at = rows_at(first_row, n_rows, codes, up_codes, K // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
     w_at = gl.multiple_of(w_at, 16)[:, None] + gl.arange(0, UNITS, layout=gl.SliceLayout(0, CL))[None, :]
-    slots, place = slots_at(order, first_place, n_slots, TOKENS, SLOTS, gl.SliceLayout(1, XL))
+    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
     if MODE != "plain":
         SL: gl.constexpr = gl.SliceLayout(1, scales_read())
         scale_at = rows_at(first_row, n_rows, scales, up_scales, N_GROUPS, GATED, OUT_G, OUT_C, SL)
@@ -121,7 +121,7 @@ def _tile(
             fetch(tiles, places, early, early)
         async_copy.commit_group()
     tokens = keep_tokens(
-        order, first_place, n_slots, x_sizes, top_k, largest, up_largest, out_sizes, end,
+        order, first_place, end, x_sizes, top_k, largest, up_largest, out_sizes,
         TOKENS, MODE == "plain", GATED, ACTIVATION, SLOTS,
     )  # fmt: skip
     if MODE == "plain":
