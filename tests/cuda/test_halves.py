@@ -281,3 +281,14 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     assert not halves.serves(stack_of(on(device, floats(rng, (8, 72), "bfloat16"))))
     assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), FORMATS["4 bits"], "bfloat16"))), plain)
     assert isinstance(weight(rng, (8, 128), FORMATS["mxfp4"]), Packed)
+
+
+def test_a_triton_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.backends.cuda import halves, launch
+
+    monkeypatch.setattr(launch.INTERPRETED, "value", False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(halves, "half_rows_kernel", None)
+    with pytest.warns(UserWarning, match="slower ones are used"):
+        assert not halves._has_products.__wrapped__(torch.device("cuda", 0))
