@@ -5,6 +5,7 @@ Codes become float16 weights, rounded once, to eleven bits, where bfloat16 activ
 and precisions go through `products`.
 """
 
+import contextlib
 import functools
 import warnings
 from typing import Any
@@ -24,7 +25,8 @@ NEWEST_TRITON = (3, 9)
 
 half_rows_kernel: Any = None
 if version_of(triton.__version__) <= NEWEST_TRITON:
-    from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
+    with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
+        from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
 
 _CAPABILITY = 9
 _ROWS = 128
@@ -72,8 +74,8 @@ def _has_products(device: torch.device) -> bool:
         return False
     if half_rows_kernel is None:
         warnings.warn(
-            f"Triton {triton.__version__} is newer than {'.'.join(map(str, NEWEST_TRITON))}, for which this GPU's "
-            "fastest kernels are written; slower ones are used. Install a newer coterie, or an older Triton",
+            f"this GPU's fastest kernels are written for Triton up to {'.'.join(map(str, NEWEST_TRITON))} with Gluon, "
+            f"found {triton.__version__}; slower ones are used. Install such a Triton, or a newer coterie",
             stacklevel=2,
         )
     return half_rows_kernel is not None
