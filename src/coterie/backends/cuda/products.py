@@ -29,18 +29,21 @@ _MOST_PROGRAMS = 65535
 
 def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | Halves:
     """Rows x [n, K] for products with `stack` by the kernel of `tile`."""
-    if tile.halves:
-        return halves.halve(x.wide if isinstance(x, Arranged) else x, stack)
-    found, wide = _looked_for(x, stack, parts)
+    found, wide = _looked_for(x, stack, parts, tile)
     return _prepare(wide, stack, parts, tile, None)[0] if found is None else found
 
 
-def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int) -> tuple[Rows | None, torch.Tensor]:
-    """The rows, if whoever made them has brought them into order already; and in the order in which they count."""
-    if not isinstance(x, Arranged):
-        return None, x
-    made = x.find(Arrangement.of(stack, parts))
-    return None if made is None else Rows(made.values, made.sums, stack.group), x.wide
+def _looked_for(
+    x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile
+) -> tuple[Rows | Halves | None, torch.Tensor]:
+    """The rows, if whoever made them has brought them into order already, or if `halves` does; and in the order in
+    which they count.
+    """
+    wide = x.wide if isinstance(x, Arranged) else x
+    if tile.halves:
+        return halves.halve(wide, stack), wide
+    made = x.find(Arrangement.of(stack, parts)) if isinstance(x, Arranged) else None
+    return None if made is None else Rows(made.values, made.sums, stack.group), wide
 
 
 def prepare_and_group(
@@ -57,11 +60,7 @@ def prepare_and_group(
             )  # fmt: skip
         sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
         return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
-    found: Rows | Halves | None
-    if tile.halves:
-        found, wide = prepare(x, stack, parts, tile), x.wide if isinstance(x, Arranged) else x
-    else:
-        found, wide = _looked_for(x, stack, parts)
+    found, wide = _looked_for(x, stack, parts, tile)
     rows, slots = _prepare(wide, stack, parts, tile, ids, found)
     assert slots is not None
     return rows, Slots(ids.numel(), top_k, "sorted", *slots)
