@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 import triton
 
+from coterie.backends.cuda import single
 from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.kernels.linear import linear_kernel
@@ -58,6 +59,8 @@ def _together(
     rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], tile: Tile, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The products of few rows with up to three matrices of one format."""
+    if single.serves(stacks[0], rows.parts, tile):
+        return single.linears(rows, stacks, biases, dtype)
     x = rows.values
     parts, n = x.shape[:2]
     out = [torch.empty((n, stack.n_rows), dtype=dtype, device=x.device) for stack in stacks]

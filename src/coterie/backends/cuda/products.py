@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from coterie.backends.cuda import halves
+from coterie.backends.cuda import halves, single
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
@@ -18,6 +18,7 @@ _MOST_EXPERTS = 4096
 _MOST_LOOKS = 1 << 25
 """Up to so many an expert's program looks through all slots by itself: one launch, and nobody waits for anybody."""
 
+AHEAD = False
 _CHUNK = 1024
 """Activations that a program brings into order."""
 
@@ -112,6 +113,8 @@ def multiply(
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
     if isinstance(rows, Halves):
         halves.multiply(rows, slots, stack, bias, tile, out)
+    elif single.serves(stack, rows.parts, tile):
+        single.multiply(rows, slots, stack, bias, out)
     else:
         _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
     return out
@@ -124,6 +127,8 @@ def gate_and_up(
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
     if isinstance(rows, Halves):
         return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile)
+    if single.serves(gate, rows.parts, tile) and single.serves(down, parts, tile):
+        return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts, AHEAD)
     device = rows.values.device
     span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.kernels.ahead import fetch_rows
 from coterie.backends.cuda.kernels.batch import activations, add_products
 from coterie.backends.cuda.kernels.columns import each_part, parts_added, starts_of
 from coterie.backends.cuda.kernels.constants import constants
@@ -39,6 +40,8 @@ def linear_kernel(
         n_rows, has_bias = n_rows_2, HAS_BIAS_2
     row = tile_index * BN + tl.arange(0, BN)
     inside = row < n_rows
+    if EARLY:
+        fetch_rows(codes, scales, biases, tile_index * BN, n_rows, K, MODE, BITS, G, C, BN)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     input_row = tl.program_id(1) * R + tl.arange(0, R)
