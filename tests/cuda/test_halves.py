@@ -50,9 +50,9 @@ def experts(
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What float16 products were launched with; a GPU that has none skips the test."""
-    from coterie.backends.cuda import halves
+    from coterie.backends.cuda import gluon, halves
 
-    if not torch.cuda.is_available() or not halves._has_products(torch.device("cuda", torch.cuda.current_device())):
+    if not torch.cuda.is_available() or not gluon.serves(torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("only Hopper GPUs have float16 products")
     seen: list[Any] = []
     launch = halves._launch
@@ -261,10 +261,10 @@ def test_every_row_has_the_bits_that_it_has_in_other_company(rng: np.random.Gene
 
 
 def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coterie.backends.cuda import halves
+    from coterie.backends.cuda import gluon, halves
     from coterie.backends.cuda.stacks import stack_of
 
-    monkeypatch.setattr(halves, "_has_products", lambda _device: True)
+    monkeypatch.setattr(gluon, "serves", lambda _device: True)
 
     def served(form: Format, width: int, scale_dtype: str | None = "bfloat16") -> bool:
         return halves.serves(stack_of(on_device(device, weight(rng, (8, width), form, scale_dtype))))
@@ -284,11 +284,11 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
 
 
 def test_a_triton_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coterie.backends.cuda import halves, launch
+    from coterie.backends.cuda import gluon, launch
 
     monkeypatch.setattr(launch.INTERPRETED, "value", False)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
-    monkeypatch.setattr(halves, "half_rows_kernel", None)
+    monkeypatch.setattr(gluon, "single_rows_kernel", None)
     with pytest.warns(UserWarning, match="slower ones are used"):
-        assert not halves._has_products.__wrapped__(torch.device("cuda", 0))
+        assert not gluon.serves.__wrapped__(torch.device("cuda", 0))

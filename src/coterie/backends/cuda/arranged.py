@@ -25,12 +25,13 @@ class Arrangement(NamedTuple):
     sums: bool
 
     @classmethod
-    def of(cls, stack: Stack, parts: int) -> "Arrangement":
-        return cls(stack.group, stack.per_unit, parts, stack.has_sums)
+    def of(cls, stack: Stack, parts: int, *, sums: bool = True) -> "Arrangement":
+        """What products with `stack` want; without `sums` those that make them themselves."""
+        return cls(stack.group, stack.per_unit, parts, stack.has_sums and sums)
 
     def serves(self, other: "Arrangement") -> bool:
         """Whether rows in this order are also in the other: the first part of two is the one of one."""
-        return self.parts >= other.parts and self._replace(parts=other.parts) == other
+        return self.parts >= other.parts and self.sums >= other.sums and self[:2] == other[:2]
 
 
 class Wishes:

@@ -5,30 +5,16 @@ Codes become float16 weights, rounded once, to eleven bits, where bfloat16 activ
 and precisions go through `products`.
 """
 
-import contextlib
-import functools
-import warnings
-from typing import Any
-
 import torch
 import triton
 
-from coterie.backends.cuda.device import version_of
+from coterie.backends.cuda import gluon
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
 from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
 from coterie.backends.cuda.rows import Halves, Slots
 from coterie.backends.cuda.stacks import Stack
 from coterie.backends.cuda.tiles import Tile
 
-NEWEST_TRITON = (3, 9)
-"""The last whose Gluon is known: it is young, and changes."""
-
-half_rows_kernel: Any = None
-if version_of(triton.__version__) <= NEWEST_TRITON:
-    with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
-        from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
-
-_CAPABILITY = 9
 _ROWS = 128
 """Rows of a matrix that a program has, of gate and of up half of them each."""
 
@@ -52,7 +38,7 @@ def serves(*stacks: Stack | None) -> bool:
     """Whether products with all of these matrices can go this way: each for itself, and from one into the next."""
     there = [stack for stack in stacks if stack is not None]
     are_plain = {stack.mode == "plain" for stack in there}
-    return len(are_plain) == 1 and all(_fits(stack) and _has_products(stack.codes.device) for stack in there)
+    return len(are_plain) == 1 and all(_fits(stack) and gluon.serves(stack.codes.device) for stack in there)
 
 
 def _fits(stack: Stack) -> bool:
@@ -64,21 +50,6 @@ def _fits(stack: Stack) -> bool:
         and stack.n_columns % _COLUMNS == 0
         and stack.scales.dtype in _SCALES
     )
-
-
-@functools.cache
-def _has_products(device: torch.device) -> bool:
-    if INTERPRETED.value or torch.version.hip is not None:
-        return False
-    if torch.cuda.get_device_capability(device)[0] != _CAPABILITY:
-        return False
-    if half_rows_kernel is None:
-        warnings.warn(
-            f"this GPU's fastest kernels are written for Triton up to {'.'.join(map(str, NEWEST_TRITON))} with Gluon, "
-            f"found {triton.__version__}; slower ones are used. Install such a Triton, or a newer coterie",
-            stacklevel=2,
-        )
-    return half_rows_kernel is not None
 
 
 def halve(x: torch.Tensor, stack: Stack) -> Halves:
@@ -148,7 +119,7 @@ def _launch(
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            half_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
+            gluon.half_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
                 rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,

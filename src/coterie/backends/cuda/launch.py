@@ -21,7 +21,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 SPEAKS_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 """Whether kernels may have instructions of NVIDIA's in them, where Triton has no word for what these do."""
 
-EARLY_LAUNCHES = False
+EARLY_LAUNCHES = True
 """Whether kernels are launched early. They are not: a kernel that begins early finds shared memory divided as the one
 before it wanted, and fewer of its programs fit.
 """

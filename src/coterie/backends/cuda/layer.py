@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 
+from coterie.backends.cuda import single
 from coterie.backends.cuda.activations import glu
 from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.device import within_memory
@@ -79,13 +80,16 @@ def run_slots(
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
     bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
     halves = bounded and serves(gate, up, down)
-    tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, halves)
+    tile = single.tile_for_slots(chosen.numel(), parts, gate, up, down)
+    if alone or tile is None:
+        tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, halves)
+        tile = single.served(tile, parts, gate, up, down)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
     hidden = _hidden(x, rows, slots, gate, up, (experts.gate_bias, experts.up_bias), experts.activation, down, tile)
-    values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype)
+    values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype, known=True)
     return SlotOutputs(values, chosen, weights, gate.n_experts)
 
 
@@ -96,9 +100,10 @@ def run_dense(
     """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
     stack, second, last = (stack_of(weight) for weight in (gate, up, down))
     tile = few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack, second, last))
+    tile = single.served(tile, parts, stack, second, last)
     rows = prepare(x, stack, parts, tile)
     hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile)
-    return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32)
+    return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32, known=True)
 
 
 def _hidden(

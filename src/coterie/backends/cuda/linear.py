@@ -31,13 +31,17 @@ def linears(
     """
     stacks = [stack_of(weight) for weight in weights]
     tiles = [few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack)) for stack in stacks]
+    tiles = [single.served(tile, parts, stack) for tile, stack in zip(tiles, stacks, strict=True)]
     out: list[torch.Tensor | None] = [None] * len(stacks)
-    prepared: dict[tuple[int, int, bool, bool], Rows | Halves] = {}
-    order = sorted(range(len(stacks)), key=lambda index: (str(stacks[index].same_format), tiles[index].few))
-    for _, same in groupby(order, key=lambda index: (stacks[index].same_format, tiles[index].few)):
+    prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
+
+    def kind(index: int) -> tuple[str, bool, bool]:
+        return str(stacks[index].same_format), tiles[index].few, tiles[index].single
+
+    for _, same in groupby(sorted(range(len(stacks)), key=kind), key=kind):
         chosen = list(same)
         stack, tile = stacks[chosen[0]], tiles[chosen[0]]
-        arrangement = (stack.group, stack.per_unit, stack.has_sums, tile.halves)
+        arrangement = (stack.group, stack.per_unit, stack.has_sums, tile.halves, tile.single)
         if arrangement not in prepared:
             prepared[arrangement] = prepare(x, stack, parts, tile)
         rows = prepared[arrangement]
@@ -59,8 +63,6 @@ def _together(
     rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], tile: Tile, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The products of few rows with up to three matrices of one format."""
-    if single.serves(stacks[0], rows.parts, tile):
-        return single.linears(rows, stacks, biases, dtype)
     x = rows.values
     parts, n = x.shape[:2]
     out = [torch.empty((n, stack.n_rows), dtype=dtype, device=x.device) for stack in stacks]
@@ -73,6 +75,9 @@ def _together(
     n_tiles = sum(triton.cdiv(stack.n_rows, tile.bn) for stack in stacks)
     first = stacks[0]
     has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
+    if tile.single:
+        single.multiply_together(x, described, has_bias, first, n_tiles)
+        return out
     with on_device_of(x):
         linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](
             x, rows.sums, *described, n,

@@ -18,7 +18,6 @@ _MOST_EXPERTS = 4096
 _MOST_LOOKS = 1 << 25
 """Up to so many an expert's program looks through all slots by itself: one launch, and nobody waits for anybody."""
 
-AHEAD = False
 _CHUNK = 1024
 """Activations that a program brings into order."""
 
@@ -43,7 +42,7 @@ def _looked_for(
     wide = x.wide if isinstance(x, Arranged) else x
     if tile.halves:
         return halves.halve(wide, stack), wide
-    made = x.find(Arrangement.of(stack, parts)) if isinstance(x, Arranged) else None
+    made = x.find(Arrangement.of(stack, parts, sums=not tile.single)) if isinstance(x, Arranged) else None
     return None if made is None else Rows(made.values, made.sums, stack.group), wide
 
 
@@ -77,8 +76,9 @@ def _prepare(
 ) -> tuple[Rows | Halves, tuple[torch.Tensor, ...] | None]:
     """The rows and the slots of `ids`; the slots alone where the rows were `found`."""
     n, k = x.shape if found is None else (0, x.shape[1])
+    wanted = Arrangement.of(stack, parts, sums=not tile.single)
     if found is None:
-        made = Made.empty(Arrangement.of(stack, parts), n, k, x.device)
+        made = Made.empty(wanted, n, k, x.device)
         found = Rows(made.values, made.sums, stack.group)
     values, sums = found.values, found.sums if isinstance(found, Rows) else found.sizes
     slots: tuple[torch.Tensor, ...] | None = None
@@ -95,7 +95,7 @@ def _prepare(
         prepare_kernel[(n * triton.cdiv(k, n_groups * stack.group) + n_experts,)](
             x, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, stack.group, stack.per_unit, parts, stack.has_sums, n_groups, tile.rows, experts, block,
+            k, stack.group, stack.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
             **early(x), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
     return found, slots
@@ -103,18 +103,19 @@ def _prepare(
 
 def multiply(
     rows: Rows | Halves, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, dtype: torch.dtype,
-    *, empty: bool = True,
+    *, empty: bool = True, known: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """Each slot's row times the transpose of its expert's matrix, plus its bias: [n, N].
 
-    Slots whose id is no expert's are left as they were allocated; not `empty`, they are zeros.
+    Slots whose id is no expert's are left as they were allocated; not `empty`, they are zeros. known: what the slots
+    are does not come from the last kernel before this, so weights can be fetched before that one ends.
     """
     make = torch.empty if empty else torch.zeros
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
     if isinstance(rows, Halves):
         halves.multiply(rows, slots, stack, bias, tile, out)
-    elif single.serves(stack, rows.parts, tile):
-        single.multiply(rows, slots, stack, bias, out)
+    elif tile.single:
+        single.multiply(rows, slots, stack, bias, out, known=known)
     else:
         _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
     return out
@@ -127,8 +128,8 @@ def gate_and_up(
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
     if isinstance(rows, Halves):
         return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile)
-    if single.serves(gate, rows.parts, tile) and single.serves(down, parts, tile):
-        return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts, AHEAD)
+    if tile.single:
+        return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts)
     device = rows.values.device
     span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)

@@ -12,8 +12,9 @@ from coterie.backends.cuda.stacks import Stack
 class Tile:
     """`bn` rows of a matrix and `rows` routed rows, `stages` copies under way, and the warps of a program.
 
-    few: whether the kernel for few rows takes it. alone: how many times `bn` rows a program takes of a matrix that goes
-    by itself, where gate and up are two. narrowest: rows that a float16 product has at least; 0 if products are others.
+    few: whether a kernel for few rows takes it; single: whether that is the one of `single`. alone: how many times `bn`
+    rows a program takes of a matrix that goes by itself, where gate and up are two. narrowest: rows that a float16
+    product has at least; 0 if products are others.
     """
 
     few: bool
@@ -23,6 +24,7 @@ class Tile:
     warps: int
     alone: int = 1
     narrowest: int = 0
+    single: bool = False
 
     @property
     def halves(self) -> bool:

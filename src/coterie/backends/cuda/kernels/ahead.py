@@ -1,4 +1,4 @@
-"""Weights on their way before a kernel may begin: fetched into the second-level cache while earlier kernels still run."""
+"""Weights on their way before a kernel may begin, into the second-level cache, while earlier kernels still run."""
 
 import triton
 import triton.language as tl

@@ -159,6 +159,11 @@ def combine_shares_kernel(
     part = (row * N_HEADS + head) * N_SPLITS
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
+    some = tl.arange(0, CHUNK)
+    tile = tl.load(
+        mixed_parts + (part + some)[:, None] * D + columns[None, :],
+        mask=(some < n_used)[:, None] & inside[None, :], other=0.0,
+    )  # fmt: skip
     splits = tl.arange(0, SPLITS)
     highest = tl.load(state_parts + (part + splits) * 2, mask=splits < n_used, other=LOWEST)
     totals = tl.load(state_parts + (part + splits) * 2 + 1, mask=splits < n_used, other=0.0)
@@ -170,14 +175,14 @@ def combine_shares_kernel(
     if HAS_SINKS:
         total += tl.exp2(sink - top)
     mixed = tl.zeros((BLOCK_D,), tl.float32)
-    for first in range(0, n_used, CHUNK):
-        some = first + tl.arange(0, CHUNK)
-        used = some < n_used
-        weights = tl.exp2(tl.load(state_parts + (part + some) * 2, mask=used, other=LOWEST) - top)
-        tile = tl.load(
-            mixed_parts + (part + some)[:, None] * D + columns[None, :], mask=used[:, None] & inside[None, :], other=0.0
-        )
+    for _ in range(0, n_used, CHUNK):
+        weights = tl.exp2(tl.load(state_parts + (part + some) * 2, mask=some < n_used, other=LOWEST) - top)
         mixed += tl.sum(weights[:, None] * tile, 0)
+        some += CHUNK
+        tile = tl.load(
+            mixed_parts + (part + some)[:, None] * D + columns[None, :],
+            mask=(some < n_used)[:, None] & inside[None, :], other=0.0,
+        )  # fmt: skip
     mixed /= tl.where(position < 0, 1.0, total)
     tl.store(out + (row * N_HEADS + head) * D + columns, mixed, mask=inside)
     for index in tl.static_range(len(ARRANGED)):

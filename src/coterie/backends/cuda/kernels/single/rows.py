@@ -9,13 +9,21 @@ from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, sums
 from coterie.backends.cuda.kernels.single.products import multiply, read_columns, read_rows
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
-
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
 @gluon.jit
-def slots_in(order, offsets, expert, first, n_slots, COUNT: gl.constexpr, R: gl.constexpr, SLOTS: gl.constexpr,
-             LAYOUT: gl.constexpr):
+def slots_in(
+    order,
+    offsets,
+    expert,
+    first,
+    n_slots,
+    COUNT: gl.constexpr,
+    R: gl.constexpr,
+    SLOTS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):
     """(slots int32 [COUNT], which of them the block has): R of them, again and again; others repeat its first."""
     place = gl.arange(0, COUNT, layout=LAYOUT) % R
     if SLOTS == "sorted":
@@ -80,11 +88,11 @@ def single_rows_kernel(
             up_result += gl.load(up_bias + up + row, mask=row < n_rows, other=0.0)[:, None]
         rest = gated(gate, up_result, ACTIVATION)
         own, there = gl.convert_layout(own, gl.SliceLayout(0, L)), gl.convert_layout(there, gl.SliceLayout(0, L))
+        slot_stride = gl.to_tensor(n_slots).to(gl.int64) * n_rows
         target = out + (own.to(gl.int64) * n_rows)[None, :] + arranged(row, OUT_G, OUT_C)[:, None]
         for part in gl.static_range(OUT_PARTS):
             number = rest.to(gl.bfloat16)
-            beyond = part * n_slots.to(gl.int64) * n_rows
-            gl.store(target + beyond, number, mask=(row < n_rows)[:, None] & there[None, :])
+            gl.store(target + (part * slot_stride), number, mask=(row < n_rows)[:, None] & there[None, :])
             rest -= number.to(gl.float32)
     else:
         row = first_row + gl.arange(0, N, layout=OF_ROWS)

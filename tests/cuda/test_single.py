@@ -1,0 +1,207 @@
+"""Products of up to eight columns on Hopper GPUs beside float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import coterie
+from array_kinds import floats
+from coterie import Routing
+from coterie.formats import Format
+from coterie.moe import moe_reference
+from coterie.ops import dequantize_reference
+from cuda.weights_made import (
+    assert_within,
+    input_limit,
+    layer_limit,
+    on_device,
+    output_limit,
+    parts_of,
+    product_limit,
+    weight,
+)
+from cuda.weights_made import experts as made_of
+from layers import routing_of
+from tensors import off, on
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+FORMATS = {
+    "4 bits": Format.resolve("affine", 4, 64),
+    "4 bits, groups of 32": Format.resolve("affine", 4, 32),
+    "4 bits, groups of 128": Format.resolve("affine", 4, 128),
+    "8 bits": Format.resolve("affine", 8, 64),
+    "8 bits, groups of 32": Format.resolve("affine", 8, 32),
+    "mxfp4": Format.resolve("mxfp4"),
+}
+SERVED = ("4 bits", "8 bits", "mxfp4")
+"""Names of `weights_made.FORMS` that go this way."""
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels were launched; a GPU that has none of them skips the test."""
+    from coterie.backends.cuda import gluon, single
+
+    if not torch.cuda.is_available() or not gluon.serves(torch.device("cuda", torch.cuda.current_device())):
+        pytest.skip("only Hopper GPUs have these products")
+    seen: list[str] = []
+
+    def counted(name: str) -> Any:
+        kernel = getattr(single, name)
+
+        def run(*arguments: Any, **options: Any) -> None:
+            seen.append(name)
+            kernel(*arguments, **options)
+
+        return run
+
+    for name in ("_launch", "multiply_together"):
+        monkeypatch.setattr(single, name, counted(name))
+    return seen
+
+
+def run(x: np.ndarray, routing: Routing, made: Any, **options: Any) -> np.ndarray:
+    given = Routing(on("cuda", routing.ids), on("cuda", routing.weights))
+    return off(coterie.moe(on("cuda", x), given, on_device("cuda", made), **options))
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_numbers_of_groups(launches: list[str], form: str, scale_dtype: str, rng: np.random.Generator) -> None:
+    """One, powers of two and others, up to the most that threads have registers for."""
+    fmt = FORMATS[form]
+    scale = None if fmt.mode == "mxfp4" else scale_dtype
+    for n_groups in (1, 2, 3, 5, 8, 11, 24, 44, 64):
+        width = n_groups * fmt.group_size
+        matrix, x = weight(rng, (40, width), fmt, scale), floats(rng, (3, width), "bfloat16")
+        launches.clear()
+        found = off(coterie.quantized_matmul(on("cuda", x), on_device("cuda", matrix)))
+        assert launches == ["multiply_together"]
+        expected = x.astype(np.float64) @ dequantize_reference(matrix).astype(np.float64).T
+        assert_within(found, expected, product_limit(matrix, 1) + output_limit("bfloat16"))
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced", "launches")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("form", ["4 bits", "mxfp4"])
+def test_numbers_of_rows(form: str, dtype: str, rng: np.random.Generator) -> None:
+    """Of the matrix and of activations, which may be two numbers each: around what a program has."""
+    for n_rows in (7, 8, 9, 15, 16, 17, 48):
+        matrix = weight(rng, (n_rows, 192), FORMATS[form])
+        exact = dequantize_reference(matrix).astype(np.float64).T
+        for n_inputs in (1, 3, 4, 5, 8, 9, 16):
+            x = floats(rng, (n_inputs, 192), dtype)
+            found = off(coterie.quantized_matmul(on("cuda", x), on_device("cuda", matrix)))
+            limit = product_limit(matrix, parts_of(dtype)) + input_limit(dtype) + output_limit(dtype)
+            assert_within(found, x.astype(np.float64) @ exact, limit)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("sizes", [(9, 704, 64), (9, 192, 704), (3, 2816, 192), (20, 64, 2112)])
+@pytest.mark.parametrize("form", SERVED)
+def test_one_token(launches: list[str], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
+    for options in ({}, {"fused": True, "activation": "gelu_tanh"}, {"biases": True, "activation": "swiglu_clamped"}):
+        made = made_of(rng, sizes, form, **options)
+        routing = Routing(*routing_of(rng, 1, 3, sizes[0]))
+        for dtype, precision in (("bfloat16", "default"), ("bfloat16", "exact"), ("float32", "default")):
+            x = floats(rng, (1, sizes[1]), dtype)
+            launches.clear()
+            found = run(x, routing, made, precision=precision)
+            expected = moe_reference(x, routing, made)
+            assert_within(found, expected, layer_limit(made, dtype, 3, exact=precision == "exact"))
+            assert launches == ["_launch"] * 2 or dtype == "float32" or precision == "exact"
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("down", ["3 bits", "bf16", "mxfp4"])
+def test_down_in_another_format(launches: list[str], down: str, rng: np.random.Generator) -> None:
+    """If down goes another way, so do gate and up, because it needs the sums of their hidden values."""
+    made = made_of(rng, (5, 192, 128), "4 bits", down=down)
+    routing = Routing(*routing_of(rng, 1, 3, 5))
+    x = floats(rng, (1, 192), "bfloat16")
+    assert_within(run(x, routing, made), moe_reference(x, routing, made), layer_limit(made, "bfloat16", 3))
+    assert launches == (["_launch"] * 2 if down in SERVED else [])
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", SERVED)
+def test_every_row_has_the_bits_that_it_has_alone(launches: list[str], form: str, rng: np.random.Generator) -> None:
+    """Whether slots are sorted or not, and NaN in another row or not."""
+    from coterie.backends.cuda.layer import run_dense, run_slots
+
+    made, x = made_of(rng, (4, 192, 128), form), floats(rng, (40, 192), "bfloat16")
+    x[7, 3] = np.nan
+    ids, weights = routing_of(rng, 40, 2, 4)
+    experts, given = on_device("cuda", made), on("cuda", x)
+    sent = on("cuda", ids.astype(np.int32)), on("cuda", weights)
+    together = off(run_slots(given, *sent, experts, 1, torch.float32, alone=True).values)
+    matrices = [on_device("cuda", weight(rng, shape, FORMATS[form])) for shape in ((128, 192), (128, 192), (192, 128))]
+    dense = off(run_dense(given, *matrices, "silu", 1, alone=True))
+    for row in range(40):
+        one = slice(row, row + 1)
+        found = run_slots(given[one], sent[0][one], sent[1][one], experts, 1, torch.float32, alone=True).values
+        np.testing.assert_array_equal(off(found), together[2 * row : 2 * row + 2])
+        np.testing.assert_array_equal(off(run_dense(given[one], *matrices, "silu", 1, alone=True)), dense[one])
+    assert set(launches) == {"_launch"}
+    assert np.isnan(dense[7]).all()
+    assert np.isfinite(np.delete(dense, 7, 0)).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("doors", "fenced")
+def test_an_id_that_is_no_expert_is_left_out(launches: list[str], rng: np.random.Generator) -> None:
+    from coterie.backends.cuda.layer import run_experts
+
+    made, x = made_of(rng, (3, 128, 64), "4 bits"), floats(rng, (1, 128), "bfloat16")
+    ids, weights = np.array([[1, 3, -1, 0, 2**31 - 1]], np.int32), np.ones((1, 5), np.float32)
+    arguments = (on("cuda", ids), on("cuda", weights), on_device("cuda", made))
+    found = off(run_experts(on("cuda", x), *arguments, 1, torch.bfloat16))
+    kept = Routing(np.array([[1, 0]], np.uint32), np.ones((1, 2), np.float32))
+    assert_within(found, moe_reference(x, kept, made), layer_limit(made, "bfloat16", 2))
+    assert launches == ["_launch"] * 2
+
+
+def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.backends.cuda import gluon, single
+    from coterie.backends.cuda.stacks import stack_of
+    from coterie.backends.cuda.tiles import dense_tile, few_tile
+
+    monkeypatch.setattr(gluon, "serves", lambda _device: True)
+
+    def served(form: Format, width: int, parts: int = 1) -> bool:
+        stack = stack_of(on_device(device, weight(rng, (8, width), form)))
+        return single.served(few_tile(parts), parts, stack, None).single
+
+    assert all(served(form, 128) for form in FORMATS.values())
+    assert served(FORMATS["4 bits"], 8192)
+    assert not served(FORMATS["4 bits"], 16384)
+    assert served(FORMATS["4 bits"], 128, parts=4)
+    assert not served(Format.resolve("affine", 8, 128), 128)
+    assert not served(Format.resolve("affine", 3, 64), 128)
+    assert not served(Format.resolve("nvfp4"), 128)
+    stack = stack_of(on_device(device, weight(rng, (8, 128), FORMATS["4 bits"])))
+    plain = stack_of(on(device, floats(rng, (8, 128), "bfloat16")))
+    assert not single.served(few_tile(1), 1, stack, plain).single
+    assert not single.served(dense_tile(stack, 20, 1), 1, stack).single
+
+
+def test_routed_rows_are_few_beside_the_experts(
+    device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import gluon, single
+    from coterie.backends.cuda.stacks import stack_of
+
+    monkeypatch.setattr(gluon, "serves", lambda _device: True)
+    stack = stack_of(on_device(device, weight(rng, (64, 8, 128), FORMATS["4 bits"])))
+    assert single.tile_for_slots(16, 1, stack, None, stack) is not None
+    assert single.tile_for_slots(17, 1, stack, None, stack) is None
+    assert single.tile_for_slots(9, 2, stack, None, stack) is None
