@@ -9,7 +9,7 @@ import coterie
 from array_kinds import floats
 from coterie import Experts, Packed, Routing
 from coterie.moe import moe_reference
-from cuda.weights_made import FORMS, assert_within, experts, layer_limit, on_device, stretch, weight
+from cuda.weights_made import FORMS, assert_within, experts, layer_limit, on_device, stretch, summed, weight
 from layers import routing_of
 from tensors import off, on
 from tolerance import errors
@@ -177,11 +177,11 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others(
     made = on_device(doors, experts(rng, (5, 64, 64), form, biases=True))
     routing, x = routed(rng, 5, k, 5), on(doors, floats(rng, (5, 64)))
     ids, weights = on(doors, routing.ids.astype(np.int32)), on(doors, routing.weights)
-    among = run_slots(x, ids, weights, made, parts, torch.float32, alone=True)
+    among = summed(run_slots(x, ids, weights, made, parts, torch.float32, alone=True))
     for row in (0, 4):
         one = slice(row, row + 1)
         alone = run_slots(x[one], ids[one], weights[one], made, parts, torch.float32, alone=True)
-        np.testing.assert_array_equal(off(among.values).reshape(5, k, 64)[row], off(alone.values))
+        np.testing.assert_array_equal(among[one], summed(alone))
 
 
 @pytest.mark.parametrize("n_rows", [3, 12])

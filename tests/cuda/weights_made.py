@@ -17,7 +17,7 @@ from coterie import Experts, Packed
 from coterie.formats import Format
 from coterie.ops import dequantize_reference
 from coterie.ops.dispatch import numpy_dtype
-from tensors import on
+from tensors import off, on
 from tolerance import EPS, assert_close, bound, errors
 
 
@@ -137,6 +137,19 @@ def layer_limit(made: Experts, dtype: str, top_k: int, *, exact: bool = False) -
     for matrix in (made.gate, made.gate if made.up is None else made.up, made.down):
         limit += product_limit(matrix, parts)
     return limit + (ONE_PART + ONE_PART if parts == 1 else TWO_PARTS)
+
+
+def summed(found: Any) -> np.ndarray:
+    """What experts give, [T, H]: summed as a decoder sums it, or by the kernel that made it."""
+    import torch
+
+    from coterie.backends.cuda.arranged import Wishes
+    from coterie.backends.cuda.decoder.elementwise import add_norms
+
+    if isinstance(found, torch.Tensor):
+        return off(found)
+    nothing = torch.zeros((len(found.weights), found.values.shape[1]), device=found.values.device)
+    return off(add_norms(nothing, [(found, None)], None, None, [], 1e-6, Wishes())[0])
 
 
 def parts_of(dtype: str) -> int:

@@ -65,15 +65,16 @@ def run_experts(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`."""
-    return _sum_slots(run_slots(x, ids, weights, experts, parts, dtype if parts == 1 else torch.float32), dtype)
+    found = run_slots(x, ids, weights, experts, parts, dtype if parts == 1 else torch.float32)
+    return found if isinstance(found, torch.Tensor) else _sum_slots(found, dtype)
 
 
 def run_slots(
     x: torch.Tensor | Arranged, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
     *, alone: bool = False,
-) -> SlotOutputs:  # fmt: skip
-    """`run_experts` without its last step, outputs in `dtype`. alone: each row comes out with the bits that it has in a
-    call of its own.
+) -> SlotOutputs | torch.Tensor:  # fmt: skip
+    """`run_experts` without its last step, outputs in `dtype`; or the sums [T, H], where a kernel makes them as fast.
+    alone: each row comes out with the bits that it has in a call of its own.
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     up = None if experts.up is None else stack_of(experts.up)
@@ -89,6 +90,8 @@ def run_slots(
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
     hidden = _hidden(x, rows, slots, gate, up, (experts.gate_bias, experts.up_bias), experts.activation, down, tile)
+    if len(x) == 1 and isinstance(hidden, Rows) and tile.single and single.sums_slots(down, top_k, hidden):
+        return single.sum_slots(hidden, chosen, weights, down, experts.down_bias, dtype)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype, known=True)
     return SlotOutputs(values, chosen, weights, gate.n_experts)
 

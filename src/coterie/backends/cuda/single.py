@@ -32,6 +32,13 @@ _MOST_WARPS = 16
 _FOUR_PROGRAMS = 128
 """Registers of a thread with which a multiprocessor has room for four programs of four warps."""
 
+_MOST_SUMMING = 8
+"""Warps of a program that has all slots of a token."""
+
+_MULTIPROCESSORS = 132
+_TWO_PROGRAMS = 128
+"""Multiprocessors of a GPU, and registers of a thread with which one has room for two programs of eight warps."""
+
 _MOST_PROGRAMS = 65535
 
 
@@ -92,7 +99,7 @@ def multiply_together(
     with on_device_of(x):
         gluon.single_linear_kernel[(n_tiles, triton.cdiv(n, _COLUMNS // parts))](
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
-            parts, warps, **early(x), **_options(first, warps),
+            parts, warps, **early(x, fused=False), **_options(first, warps),
         )  # fmt: skip
 
 
@@ -103,6 +110,31 @@ def multiply(
     `products.multiply`.
     """
     _launch(rows, slots, stack, None, (bias, None), out, None, None, 1, known=known)
+
+
+def sums_slots(down: Stack, top_k: int, rows: Rows) -> bool:
+    """Whether a token's hidden values can go through the matrices of all its experts, and be summed, in one kernel."""
+    return rows.parts == 1 and triton.next_power_of_2(top_k) * _warps(down) <= _MOST_SUMMING
+
+
+def sum_slots(
+    rows: Rows, ids: torch.Tensor, weights: torch.Tensor, stack: Stack, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weighted sum [1, N] of the slots' rows [top_k, K], each times the transpose of its expert's matrix."""
+    x, top_k = rows.values, ids.numel()
+    out = torch.empty((1, stack.n_rows), dtype=dtype, device=x.device)
+    slots = triton.next_power_of_2(top_k)
+    warps, n_tiles = slots * _warps(stack), triton.cdiv(stack.n_rows, _ROWS)
+    options: dict[str, int] = {"num_warps": warps}
+    if warps == _MOST_SUMMING and n_tiles > _MULTIPROCESSORS:
+        options["maxnreg"] = _TWO_PROGRAMS
+    with on_device_of(x):
+        gluon.single_slots_kernel[(n_tiles,)](
+            x, stack.codes, stack.scales, stack.biases, x if bias is None else bias, ids, weights, out,
+            stack.n_experts, stack.n_rows, stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
+            bias is not None, top_k, slots, warps, **early(x, fused=False), **options,
+        )  # fmt: skip
+    return out
 
 
 def gate_and_up(
@@ -142,5 +174,5 @@ def _launch(
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, slots.kind, rows.parts, out_parts,
-                known and begins_early(x), warps, **early(x), **_options(stack, warps),
+                known and begins_early(x), warps, **early(x, fused=False), **_options(stack, warps),
             )  # fmt: skip

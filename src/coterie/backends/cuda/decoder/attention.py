@@ -192,6 +192,6 @@ class Shares:
                 ARRANGED=tuple(tuple(one.arrangement) for one in made),
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
-                num_warps=int(__import__("os").environ.get("CW", "4")), **early(out, fused=False),
+                num_warps=8, **early(out, fused=False),
             )  # fmt: skip
         return out, made

@@ -9,7 +9,16 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
-from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, N_COLUMNS, VALUES, head_line, head_tile, store_of
+from coterie.backends.cuda.kernels.heads import (
+    CAPACITY,
+    KEYS,
+    N_COLUMNS,
+    VALUES,
+    made_heads,
+    read_heads,
+    read_turn,
+    store_of,
+)
 from coterie.backends.cuda.kernels.norms import arrange_row
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
@@ -68,10 +77,17 @@ def attend_shares_kernel(
     value_block = store_tile(
         head_values, at % capacity, at < stored, D_TURNED if LATENT else D, BLOCK_TURNED if LATENT else BLOCK_D
     )
-    wait_for_previous(EARLY)
-    let_next_begin(EARLY)
     row64 = row.to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
+    if not LATENT:
+        # Turned long ago, by the first kernel of the step.
+        cos += row64 * N_PAIRS
+        sin += row64 * N_PAIRS
+        q_turn = read_turn(q_weight, cos, sin, D, N_PAIRS, INTERLEAVED, Q_NORM, BLOCK_D)
+        if HAS_NEW:
+            k_turn = read_turn(k_weight, cos, sin, D, N_PAIRS, INTERLEAVED, K_NORM, BLOCK_D)
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
     if LATENT:
         of_turned = tl.arange(0, BLOCK_TURNED)
         lines = row64 * N_HEADS + heads[:, None]
@@ -84,27 +100,20 @@ def attend_shares_kernel(
         )  # fmt: skip
         queries, turned = queries.to(DTYPE), turned.to(DTYPE)
     else:
-        cos += row64 * N_PAIRS
-        sin += row64 * N_PAIRS
-        queries = head_tile(
-            q + row64 * q_row, heads, head_inside, D, q_weight, cos, sin, eps, limit,
-            D, N_PAIRS, INTERLEAVED, Q_NORM, True, HAS_LIMIT, BLOCK_D,
-        )  # fmt: skip
-        queries = queries.to(DTYPE)
+        # All is read before anything is made: a norm's sum would keep the reads after it waiting.
+        found = read_heads(q + row64 * q_row, heads, head_inside, D, D, N_PAIRS, INTERLEAVED, BLOCK_D)
+        if HAS_NEW:
+            one, there = head + tl.arange(0, 1), tl.arange(0, 1) == 0
+            found_key = read_heads(k + row64 * k_row, one, there, D, D, N_PAIRS, INTERLEAVED, BLOCK_D)
+            found_value = read_heads(v + row64 * v_row, one, there, D, D, 0, False, BLOCK_D)
+        queries = made_heads(found, q_turn, eps, limit, D, N_PAIRS, Q_NORM, True, HAS_LIMIT).to(DTYPE)
     if HAS_NEW:
-        new_key = head_line(
-            k + row64 * k_row, head, k_weight, cos, sin, eps, limit,
-            D, N_PAIRS, INTERLEAVED, K_NORM, True, HAS_LIMIT, BLOCK_D,
-        )  # fmt: skip
-        new_value = head_line(
-            v + row64 * v_row, head, k_weight, cos, sin, eps, limit, D, 0, False, V_NORM, False, HAS_LIMIT, BLOCK_D
-        )
-        new_key, new_value = new_key.to(DTYPE), new_value.to(DTYPE)
+        new_key = made_heads(found_key, k_turn, eps, limit, D, N_PAIRS, K_NORM, True, HAS_LIMIT).to(DTYPE)
+        new_value = made_heads(found_value, k_turn, eps, limit, D, 0, V_NORM, False, HAS_LIMIT).to(DTYPE)
         if first_split == (n_used - 1) % tl.num_programs(0):
-            places, of_head = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D) < D
             slot = (position % capacity).to(tl.int64) * D
-            tl.store(head_keys + slot + places, new_key, mask=of_head)
-            tl.store(head_values + slot + places, new_value, mask=of_head)
+            tl.store(head_keys + slot + columns[None, :], new_key, mask=(columns < D)[None, :])
+            tl.store(head_values + slot + columns[None, :], new_value, mask=(columns < D)[None, :])
     factor = scale * LOG2_E
     for split in range(first_split, n_used, tl.num_programs(0)):
         begin, end, _ = share_of(split, position, window, HAS_WINDOW, N_SPLITS, BLOCK_N)
@@ -116,8 +125,8 @@ def attend_shares_kernel(
             at = block + tl.arange(0, BLOCK_N)
             if HAS_NEW:
                 is_own = (at == position)[:, None]
-                key_block = tl.where(is_own, new_key[None, :], key_block)
-                value_block = tl.where(is_own, new_value[None, :], value_block)
+                key_block = tl.where(is_own, new_key, key_block)
+                value_block = tl.where(is_own, new_value, value_block)
             scores = product(queries, tl.trans(key_block))
             if LATENT:
                 scores += product(turned, tl.trans(value_block))

@@ -28,88 +28,90 @@ def pairing(columns, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 
 @triton.jit
-def scaled(
-    values, factor, weight, columns, inside, limit, HAS_NORM: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_LIMIT: tl.constexpr,
+def read_turn(
+    weight, cos, sin, D: tl.constexpr, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """What `made_heads` takes besides the heads, vectors [BLOCK_D]: a norm's weights, those of the columns' partners,
+    cosines, and sines with their signs.
+    """
+    columns = tl.arange(0, BLOCK_D)
+    turns = columns < 2 * N_PAIRS
+    scale = tl.zeros((BLOCK_D,), tl.float32)
+    scale_across, c, s = scale, scale, scale
+    if HAS_WEIGHT:
+        scale = tl.load(weight + columns, mask=columns < D, other=0.0)
+    if N_PAIRS > 0:
+        partner, pair, first = pairing(columns, N_PAIRS, INTERLEAVED)
+        if HAS_WEIGHT:
+            scale_across = tl.load(weight + partner, mask=turns, other=0.0)
+        c = tl.load(cos + pair, mask=turns, other=1.0)
+        s = tl.load(sin + pair, mask=turns, other=0.0)
+        s = tl.where(first, -s, s)
+    return scale, scale_across, c, s
+
+
+@triton.jit
+def read_heads(
+    x, rows, row_inside, x_stride, D: tl.constexpr, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Heads [rows, BLOCK_D] of one token in f32, and the partner of each of their numbers."""
+    columns = tl.arange(0, BLOCK_D)
+    mask = row_inside[:, None] & (columns < D)[None, :]
+    lines = x + rows[:, None] * x_stride
+    values = tl.load(lines + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    across = values
+    if N_PAIRS > 0:
+        partner, _, _ = pairing(columns, N_PAIRS, INTERLEAVED)
+        across_mask = mask & (columns < 2 * N_PAIRS)[None, :]
+        across = tl.load(lines + partner[None, :], mask=across_mask, other=0.0).to(tl.float32)
+    return values, across
+
+
+@triton.jit
+def _scaled(values, factor, weight, limit, HAS_NORM: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_LIMIT: tl.constexpr):
     """values times a norm's factor and weight, between -limit and limit."""
     if HAS_NORM:
         values *= factor
         if HAS_WEIGHT:
-            values *= tl.load(weight + columns, mask=inside, other=0.0)
+            values *= weight[None, :]
     if HAS_LIMIT:
         values = tl.minimum(tl.maximum(values, -limit), limit)
     return values
 
 
 @triton.jit
-def head_tile(
-    x,
-    rows,
-    row_inside,
-    x_stride,
-    weight,
-    cos,
-    sin,
-    eps,
-    limit,
-    D: tl.constexpr,
-    N_PAIRS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_LIMIT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Heads [rows, BLOCK_D] of one token in f32: x / rms(x) * weight, between -limit and limit, pairs turned.
+def made_heads(
+    heads, turn, eps, limit, D: tl.constexpr, N_PAIRS: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_LIMIT: tl.constexpr,
+):  # fmt: skip
+    """What `read_heads` gives: x / rms(x) * weight, between -limit and limit, pairs turned.
 
     Pairs are (i, i + N_PAIRS), or (2i, 2i + 1) where interleaved, of the first 2 * N_PAIRS numbers.
     """
-    columns = tl.arange(0, BLOCK_D)
-    inside = columns < D
-    mask = row_inside[:, None] & inside[None, :]
-    lines = x + rows[:, None] * x_stride
-    values = tl.load(lines + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    values, across = heads
+    scale, scale_across, c, s = turn
     factor = 1.0
     if HAS_NORM:
         factor = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(values * values, 1) / D + eps))[:, None]
-    values = scaled(values, factor, weight, columns[None, :], inside[None, :], limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
+    values = _scaled(values, factor, scale, limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
     if N_PAIRS > 0:
-        turns = columns < 2 * N_PAIRS
-        partner, pair, first = pairing(columns, N_PAIRS, INTERLEAVED)
-        across = tl.load(lines + partner[None, :], mask=mask & turns[None, :], other=0.0).to(tl.float32)
-        across = scaled(
-            across, factor, weight, partner[None, :], turns[None, :], limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT
-        )
-        c = tl.load(cos + pair, mask=turns, other=1.0)
-        s = tl.load(sin + pair, mask=turns, other=0.0)
-        values = values * c[None, :] + across * tl.where(first, -s, s)[None, :]
+        across = _scaled(across, factor, scale_across, limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
+        values = values * c[None, :] + across * s[None, :]
     return values
 
 
 @triton.jit
-def head_line(
-    x, head, weight, cos, sin, eps, limit, D: tl.constexpr, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_LIMIT: tl.constexpr, BLOCK_D: tl.constexpr,
+def head_tile(
+    x, rows, row_inside, x_stride, weight, cos, sin, eps, limit,
+    D: tl.constexpr, N_PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_LIMIT: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`head_tile` of one head whose numbers follow those of the head before: [BLOCK_D]."""
-    columns = tl.arange(0, BLOCK_D)
-    inside = columns < D
-    line = x + head * D
-    values = tl.load(line + columns, mask=inside, other=0.0).to(tl.float32)
-    factor = 1.0
-    if HAS_NORM:
-        factor = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(values * values, 0) / D + eps))
-    values = scaled(values, factor, weight, columns, inside, limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
-    if N_PAIRS > 0:
-        turns = columns < 2 * N_PAIRS
-        partner, pair, first = pairing(columns, N_PAIRS, INTERLEAVED)
-        across = tl.load(line + partner, mask=turns, other=0.0).to(tl.float32)
-        across = scaled(across, factor, weight, partner, turns, limit, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
-        c = tl.load(cos + pair, mask=turns, other=1.0)
-        s = tl.load(sin + pair, mask=turns, other=0.0)
-        values = values * c + across * tl.where(first, -s, s)
-    return values
+    """Heads [rows, BLOCK_D] of one token, read and made."""
+    turn = read_turn(weight, cos, sin, D, N_PAIRS, INTERLEAVED, HAS_NORM and HAS_WEIGHT, BLOCK_D)
+    heads = read_heads(x, rows, row_inside, x_stride, D, N_PAIRS, INTERLEAVED, BLOCK_D)
+    return made_heads(heads, turn, eps, limit, D, N_PAIRS, HAS_NORM, HAS_WEIGHT, HAS_LIMIT)
 
 
 @triton.jit

@@ -48,21 +48,39 @@ def vector(weights, index: tl.constexpr, columns, inside, WANTED: tl.constexpr):
 
 
 @triton.jit
-def branch_row(values, ids, weights, n_experts, row, columns, inside, SIZE: tl.constexpr, TOP_K: tl.constexpr):
-    """A row of a branch [rows, SIZE], or the weighted sum of its TOP_K slots of [rows * TOP_K, SIZE], in f32.
+def slot_weights(ids, weights, n_experts, place, COUNT: tl.constexpr):
+    """The weights of COUNT slots from `place` on, a tuple: 0 for tiny ones, and for ids that are no expert's."""
+    expert, weight = tl.load(ids + place), tl.load(weights + place)
+    used = (expert >= 0) & (expert < n_experts) & (tl.abs(weight) >= _SKIPPED_BELOW)
+    found = (tl.where(used, weight, 0.0),)
+    if COUNT > 1:
+        found += slot_weights(ids, weights, n_experts, place + 1, COUNT - 1)
+    return found
 
-    Slots of tiny weights, and those whose id is no expert's, are left out: nothing of theirs is read.
+
+@triton.jit
+def branch_row(values, weights, row, columns, inside, SIZE: tl.constexpr, TOP_K: tl.constexpr):
+    """A row of a branch [rows, SIZE], or the sum of its TOP_K slots of [rows * TOP_K, SIZE] by their weights, in f32.
+
+    Nothing is read of slots whose weight is 0.
     """
     if TOP_K == 0:
         return tl.load(values + row * SIZE + columns, mask=inside, other=0.0)
     total = tl.zeros_like(columns).to(tl.float32)
     for slot in tl.static_range(TOP_K):
-        place = row * TOP_K + slot
-        expert, weight = tl.load(ids + place), tl.load(weights + place)
-        used = (expert >= 0) & (expert < n_experts) & (tl.abs(weight) >= _SKIPPED_BELOW)
-        value = tl.load(values + place * SIZE + columns, mask=columns < tl.where(used, SIZE, 0), other=0.0)
-        total += tl.where(used, weight, 0.0) * value.to(tl.float32)
+        end = tl.where(weights[slot] == 0.0, 0, SIZE)
+        value = tl.load(values + (row * TOP_K + slot) * SIZE + columns, mask=columns < end, other=0.0)
+        total += weights[slot] * value.to(tl.float32)
     return total
+
+
+@triton.jit
+def _weights_of(ids, weights, n_experts, row, branch: tl.constexpr, TOP_K: tl.constexpr):
+    """`slot_weights` of a row of a branch; of no use where it has no slots."""
+    found = (0.0,)
+    if TOP_K > 0:
+        found = slot_weights(ids[branch], weights[branch], n_experts, row * TOP_K, TOP_K)
+    return found
 
 
 @triton.jit
@@ -116,13 +134,16 @@ def add_norms_kernel(
     scale_0 = vector(befores, 0, columns, inside, len(befores) > 0)
     scale_1 = vector(befores, 1, columns, inside, len(befores) > 1)
     scale_2 = vector(befores, 2, columns, inside, len(befores) > 2)
+    # So are h, of which the branches were made, and the slots' weights: kernels that have ended wrote them.
+    stream = tl.load(h + place, mask=inside, other=0.0)
+    slots_0 = _weights_of(ids, weights, n_experts, row, 0, TOP_K[0])
+    slots_1 = _weights_of(ids, weights, n_experts, row, len(branches) - 1, TOP_K[len(branches) - 1])
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    stream = tl.load(h + place, mask=inside, other=0.0)
     y = tl.zeros_like(stream)
     for branch in tl.static_range(len(branches)):
         part = branch_row(
-            branches[branch], ids[branch], weights[branch], n_experts, row, columns, inside, SIZE, TOP_K[branch]
+            branches[branch], slots_0 if branch == 0 else slots_1, row, columns, inside, SIZE, TOP_K[branch]
         )
         if NORMS_OF[branch]:
             part = part * norm_factor(part, SIZE, eps) * (branch_scale_0 if branch == 0 else branch_scale_1)

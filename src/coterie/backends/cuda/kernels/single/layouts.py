@@ -93,3 +93,9 @@ def groups_counted(each, warps):
         block_bases=[],
         shape=[warps, each],
     )
+
+
+@triton.constexpr_function
+def sums_by_slot(slots, warps):
+    """[slots, ROWS]: all slots of a row are one thread's."""
+    return gl.BlockedLayout([slots, 1], [1, 32], [1, warps], [1, 0])

@@ -96,16 +96,56 @@ def _per_group(values, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def groups_in(HELD: gl.constexpr, WARPS: gl.constexpr, LAYOUT: gl.constexpr):
+def _spread(values, HELD: gl.constexpr):
+    """A value of each warp [warps] as [warps, groups of each]."""
+    WARPS: gl.constexpr = values.shape[0]
+    L: gl.constexpr = groups_counted(HELD // WARPS, WARPS)
+    return gl.convert_layout(values, gl.SliceLayout(1, L), assert_trivial=True)[:, None].broadcast_to(
+        (WARPS, HELD // WARPS)
+    )
+
+
+@gluon.jit
+def of_warps(values, HELD: gl.constexpr, LAYOUT: gl.constexpr):
+    """A value of each warp, for each of the groups [HELD] of a product."""
+    return _per_group(_spread(values, HELD), LAYOUT)
+
+
+@triton.constexpr_function
+def _common(n_groups, each):
+    """The largest power of two that divides both; the second is one."""
+    return min(n_groups & -n_groups, each)
+
+
+@gluon.jit
+def constants_at(
+    shift, NG: gl.constexpr, BEGIN: gl.constexpr, HELD: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """(places in an array [rows, NG], groups) [HELD] in the order of constants: those of `groups_in` from group BEGIN
+    on, of row shift [warps].
+    """
+    WARPS: gl.constexpr = shift.shape[0]
+    EACH: gl.constexpr = HELD // WARPS
+    L: gl.constexpr = groups_counted(EACH, WARPS)
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) % (WARPS // SLOTS)
+    group = BEGIN + (warp * EACH)[:, None] + gl.arange(0, EACH, layout=gl.SliceLayout(0, L))[None, :]
+    place = gl.convert_layout(gl.reshape(_spread(shift, HELD) * NG + group, (HELD,)), LAYOUT, assert_trivial=True)
+    # A warp's are neighbours, of which the compiler lost sight.
+    place = gl.max_contiguous(gl.multiple_of(place, [_common(NG, EACH)]), [EACH])
+    return place, gl.convert_layout(gl.reshape(group, (HELD,)), LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def groups_in(HELD: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr, LAYOUT: gl.constexpr):
     """Which groups [HELD] a product has, a warp's side by side: the warp's first, and the place behind it. Apart,
-    because places are constants, which loads can have in them.
+    because places are constants, which loads can have in them. SLOTS runs of warps have the same groups.
     """
     EACH: gl.constexpr = HELD // WARPS
     L: gl.constexpr = groups_counted(EACH, WARPS)
-    first = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) * EACH
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) % (WARPS // SLOTS)
     place = gl.arange(0, EACH, layout=gl.SliceLayout(0, L))
     return (
-        _per_group(first[:, None].broadcast_to((WARPS, EACH)), LAYOUT),
+        _per_group((warp * EACH)[:, None].broadcast_to((WARPS, EACH)), LAYOUT),
         _per_group(place[None, :].broadcast_to((WARPS, EACH)), LAYOUT),
     )
 
@@ -131,7 +171,7 @@ def read_units(
 ):  # fmt: skip
     """Units [HELD, ROWS, U] of the rows of `starts`, those of NG groups from group BEGIN on."""
     L: gl.constexpr = units_read(HELD, U, WARPS)
-    first, group = groups_in(HELD, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, L)))
+    first, group = groups_in(HELD, 1, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, L)))
     at = starts(codes, others, first_row, last_row, NG * U, PAIRED, gl.SliceLayout(0, gl.SliceLayout(2, L)))
     unit = gl.arange(0, U, layout=gl.SliceLayout(0, gl.SliceLayout(1, L)))
     near = at[None, :, None] + (first * U)[:, None, None] + unit[None, None, :]

@@ -61,7 +61,7 @@ def _read_columns(
     part = gl.arange(0, COLUMNS, layout=OF_COLUMNS) // (COLUMNS // PARTS)
     start = (part.to(gl.int64) * n_inputs + gl.convert_layout(rows, OF_COLUMNS)) * K
     mask = gl.convert_layout(live, OF_COLUMNS)[None, None, :]
-    first, group = groups_in(HELD, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, L)))
+    first, group = groups_in(HELD, 1, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, L)))
     k = gl.arange(0, G, layout=gl.SliceLayout(0, gl.SliceLayout(2, L)))
     near = x + start[None, None, :] + (first * G)[:, None, None] + k[None, :, None]
     if BEGIN + HELD > K // G:
@@ -86,7 +86,7 @@ def read_columns(
 
 
 @gluon.jit
-def _multiply_run(matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, WARPS: gl.constexpr):
+def multiply_run(matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, WARPS: gl.constexpr):
     """Products f32 [WARPS, ROWS, COLUMNS] over the groups that each warp has of a run. A group's sum of number times
     activation meets its scale in f32, and its sum of activations its bias.
     """
@@ -99,7 +99,8 @@ def _multiply_run(matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, WARPS
     if MODE == "affine":
         ones = gl.full([HELD, ROWS, columns.shape[1]], 1.0, gl.bfloat16, left(WARPS))
         constant = bias.to(gl.float32) - excess(MODE, BITS) * scale
-        found += mma_v2(ones, columns, nothing) * by_group(constant, WARPS)
+        shape: gl.constexpr = (HELD, ROWS, COLUMNS)
+        found = gl.fma(mma_v2(ones, columns, nothing), by_group(constant, WARPS).broadcast_to(shape), found)
     own = gl.sum(gl.reshape(found, (HELD // WARPS, WARPS, ROWS, COLUMNS)), 0)
     return gl.convert_layout(own, products(WARPS), assert_trivial=True)
 
@@ -111,9 +112,9 @@ def multiply(
 ):  # fmt: skip
     """What `read_rows` gives times what `read_columns` gives: f32 [ROWS, COLUMNS / PARTS], the parts added up."""
     RUNS: gl.constexpr = runs_of(K // G, WARPS)
-    total = _multiply_run(matrix[0], columns[0], MODE, BITS, WARPS)
+    total = multiply_run(matrix[0], columns[0], MODE, BITS, WARPS)
     if RUNS[1] > 0:
-        total += _multiply_run(matrix[1], columns[1], MODE, BITS, WARPS)
+        total += multiply_run(matrix[1], columns[1], MODE, BITS, WARPS)
     total = gl.sum(total, 0)
     if PARTS > 1:
         total = gl.sum(gl.reshape(total, (ROWS, PARTS, COLUMNS // PARTS)), 1)
