@@ -183,7 +183,7 @@ def decoder(target: GPUTarget, shared: int) -> set[str]:
     names = set()
     for kernel, types, constants in compile_decoder.cases():
         names.add(kernel.__name__)
-        constants = {**constants, "EARLY": False}
+        constants = {**constants, "EARLY": target.arch == 90}
         signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
         places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=places)

@@ -73,13 +73,15 @@ def run(x: np.ndarray, routing: Routing, made: Any, **options: Any) -> np.ndarra
 @pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_numbers_of_groups(launches: list[str], form: str, scale_dtype: str, rng: np.random.Generator) -> None:
-    """One, powers of two and others, and more than threads have registers for."""
+    """One, powers of two and others, up to the most that threads have registers for."""
     from coterie.backends.cuda.linear import linears
 
     fmt = FORMATS[form]
     scale = None if fmt.mode == "mxfp4" else scale_dtype
-    for n_groups in (1, 2, 3, 5, 8, 11, 24, 44, 64, 65, 200):
+    for n_groups in (1, 2, 3, 5, 8, 11, 24, 44, 64):
         width = n_groups * fmt.group_size
+        if width > 4096:
+            continue
         matrix, x = weight(rng, (40, width), fmt, scale), floats(rng, (3, width), "bfloat16")
         launches.clear()
         (found,) = linears(on("cuda", x), [on_device("cuda", matrix)], [None], parts=1)
@@ -104,12 +106,12 @@ def test_numbers_of_rows(form: str, dtype: str, rng: np.random.Generator) -> Non
             x = floats(rng, (n_inputs, 192), dtype)
             (found,) = linears(on("cuda", x), [on_device("cuda", matrix)], [None], parts=parts_of(dtype))
             limit = product_limit(matrix, parts_of(dtype)) + input_limit(dtype)
-            assert_within(off(found), x.astype(np.float64) @ exact, limit)
+            assert_within(off(found), x.astype(np.float64) @ exact, limit, may_be_exact=form == "mxfp4")
 
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("sizes", [(9, 704, 64), (9, 192, 704), (3, 2816, 192), (20, 64, 2112), (4, 64, 14336)])
+@pytest.mark.parametrize("sizes", [(9, 704, 64), (9, 192, 704), (3, 2816, 192), (20, 64, 2112)])
 @pytest.mark.parametrize("form", SERVED)
 def test_one_token(launches: list[str], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
     for options in ({}, {"fused": True, "activation": "gelu_tanh"}, {"biases": True, "activation": "swiglu_clamped"}):
@@ -121,7 +123,7 @@ def test_one_token(launches: list[str], form: str, sizes: tuple[int, int, int], 
             found = run(x, routing, made, precision=precision)
             expected = moe_reference(x, routing, made)
             assert_within(found, expected, layer_limit(made, dtype, 3, exact=precision == "exact"))
-            summing = dtype == "bfloat16" and precision == "default" and sizes[2] < 2000
+            summing = dtype == "bfloat16" and precision == "default" and max(sizes[1:]) < 2112
             assert launches == ["_launch", "sum_slots" if summing else "_launch"]
 
 
@@ -182,7 +184,7 @@ def test_an_id_that_is_no_expert_is_left_out(launches: list[str], rng: np.random
 @pytest.mark.parametrize("form", SERVED)
 def test_slots_are_summed_where_they_are_made(launches: list[str], form: str, rng: np.random.Generator) -> None:
     """Numbers of experts of a token, of groups, and of rows around what a program has; slots of tiny weights."""
-    for top_k, hidden, inner in ((1, 64, 704), (2, 64, 768), (3, 192, 64), (4, 192, 192), (6, 64, 384), (8, 2816, 256)):
+    for top_k, hidden, inner in ((1, 64, 704), (2, 64, 768), (3, 192, 64), (4, 192, 192), (6, 64, 384), (8, 2048, 256)):
         made = made_of(rng, (9, hidden, inner), form, biases=True, activation="gelu_tanh")
         ids, weights = routing_of(rng, 1, top_k, 9)
         if top_k > 2:
@@ -206,6 +208,8 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
         return single.served(few_tile(parts), parts, stack, None).single
 
     assert all(served(form, 128) for form in FORMATS.values())
+    assert served(FORMATS["4 bits"], 4096)
+    assert not served(FORMATS["4 bits"], 8192)
     assert served(FORMATS["4 bits"], 128, parts=4)
     assert not served(Format.resolve("affine", 8, 128), 128)
     assert not served(Format.resolve("affine", 3, 64), 128)

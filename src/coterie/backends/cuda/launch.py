@@ -1,8 +1,9 @@
 """How kernels are launched: compiled, or interpreted on CPU tensors; on Hopper and newer before the previous one ends.
 
 A kernel that is launched early (programmatic dependent launch) may do before `wait_for_previous` only what depends on
-nothing that earlier kernels write: address arithmetic, fetching weights. Every program of every kernel must pass
-`wait_for_previous`, those without work too: only so does the end of a kernel mean the end of all kernels before it.
+nothing that the kernel before it writes: address arithmetic, fetching weights. Every program of every kernel must pass
+`wait_for_previous`, those without work too, and let the next kernel begin only then: so the end of a kernel means the
+end of all kernels before it, and a kernel that begins early finds what all but the last of them wrote.
 """
 
 import contextlib
@@ -20,11 +21,6 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 SPEAKS_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 """Whether kernels may have instructions of NVIDIA's in them, where Triton has no word for what these do."""
-
-EARLY_LAUNCHES = True
-"""Whether kernels are launched early. They are not: a kernel that begins early finds shared memory divided as the one
-before it wanted, and fewer of its programs fit.
-"""
 
 _FIRST_WITH_EARLY_LAUNCH = (9, 0)
 
@@ -45,7 +41,7 @@ def let_next_begin(EARLY: tl.constexpr):
 
 @functools.cache
 def _launches_early(device: torch.device) -> bool:
-    if not EARLY_LAUNCHES or INTERPRETED.value or torch.version.hip is not None:
+    if INTERPRETED.value or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= _FIRST_WITH_EARLY_LAUNCH
 

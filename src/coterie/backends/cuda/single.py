@@ -29,20 +29,16 @@ _MOST_CODES = {4: 384, 8: 256}
 """Codes that a thread has registers for, by their bits."""
 
 _MOST_WARPS = 8
-_CODES_IN_TURN = 256
-"""Warps of a program, and codes of a thread at a time, where a row has too many for all at once."""
 
-_FEWER_REGISTERS = 128
-"""Registers of a thread with which a multiprocessor has room for four programs of four warps, or two of eight."""
+_FEW_CODES, _FOUR_PROGRAMS = 256, 128
+"""Codes of a thread with which its registers can be so many: a multiprocessor has room for four programs of four warps.
+"""
 
-_MOST_SUMMING = 8
-"""Warps of a program that has all slots of a token."""
-
-_MULTIPROCESSORS = 132
-"""Those of a GPU: for more programs than that there must be room for two on each."""
+_MOST_SUMMING, _MULTIPROCESSORS = 8, 132
+"""Warps of a program that has all slots of a token; a multiprocessor has room for one, so there may be as many of them.
+"""
 
 _MOST_PROGRAMS = 65535
-
 
 _SHARE = 4
 """Experts for a routed row, from which on so few have more than one that their own weights are all that counts."""
@@ -64,34 +60,28 @@ def tile_for_slots(n_slots: int, parts: int, *stacks: Stack | None) -> Tile | No
 
 
 def _fits(stack: Stack) -> bool:
-    return (stack.mode, stack.bits) in _FORMATS and stack.group // stack.per_unit in _UNITS
+    """Whether there is a kernel for its format, whose threads have registers for a row's codes."""
+    is_known = (stack.mode, stack.bits) in _FORMATS and stack.group // stack.per_unit in _UNITS
+    return is_known and _codes(stack, _MOST_WARPS) <= _MOST_CODES[stack.bits]
 
 
-def _codes(stack: Stack, n_groups: int, warps: int) -> int:
-    """Codes of so many groups that each thread has: of powers of two of groups (`kernels.single.numbers.runs_of`)."""
+def _codes(stack: Stack, warps: int) -> int:
+    """Codes that a thread has: of powers of two of groups (`kernels.single.numbers.runs_of`)."""
+    n_groups = stack.n_columns // stack.group
     first = 1 << n_groups.bit_length() - 1
     second = 0 if first == n_groups else max(warps, triton.next_power_of_2(n_groups - first))
     return max(warps, first + second) * stack.group * _ROWS // (32 * warps)
 
 
-def _turn(stack: Stack) -> tuple[int, int]:
-    """(groups at a time, warps of a program): all groups by the fewest warps whose threads have registers for them,
-    because what warps share, they wait for; or some by the most.
-    """
-    n_groups, most = stack.n_columns // stack.group, _MOST_CODES[stack.bits]
-    for warps in (1, 2, 4, _MOST_WARPS):
-        if _codes(stack, n_groups, warps) <= most:
-            return n_groups, warps
-    return _CODES_IN_TURN * 32 * _MOST_WARPS // (_ROWS * stack.group), _MOST_WARPS
+def _warps(stack: Stack) -> int:
+    """The fewest warps whose threads have registers for all: what warps share, they wait for."""
+    return next(warps for warps in (1, 2, 4, _MOST_WARPS) if _codes(stack, warps) <= _MOST_CODES[stack.bits])
 
 
-def _options(stack: Stack, turn: int, warps: int, *, routed: bool) -> dict[str, int]:
-    """How the kernels are compiled: with fewer registers where so many more programs fit that it is worth what a thread
-    then keeps in memory. Whole matrices have few programs.
-    """
-    is_light = stack.bits == 4 and _codes(stack, turn, warps) <= _CODES_IN_TURN
-    fewer = is_light and (warps == 4 or (routed and warps == _MOST_WARPS and turn * stack.group == stack.n_columns))
-    return {"num_warps": warps, **({"maxnreg": _FEWER_REGISTERS} if fewer else {})}
+def _options(stack: Stack, warps: int) -> dict[str, int]:
+    """How the kernels are compiled."""
+    many_fit = stack.bits == 4 and warps == 4 and _codes(stack, warps) <= _FEW_CODES
+    return {"num_warps": warps, **({"maxnreg": _FOUR_PROGRAMS} if many_fit else {})}
 
 
 def multiply_together(
@@ -101,11 +91,11 @@ def multiply_together(
     arguments `described` of `linear_kernel` say.
     """
     parts, n = x.shape[:2]
-    turn, warps = _turn(first)
+    warps = _warps(first)
     with on_device_of(x):
         gluon.single_linear_kernel[(n_tiles, triton.cdiv(n, _COLUMNS // parts))](
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
-            parts, turn, warps, **early(x, fused=False), **_options(first, turn, warps, routed=False),
+            parts, warps, **early(x, fused=False), **_options(first, warps),
         )  # fmt: skip
 
 
@@ -120,9 +110,8 @@ def multiply(
 
 def sums_slots(down: Stack, top_k: int, rows: Rows) -> bool:
     """Whether a token's hidden values can go through the matrices of all its experts, and be summed, in one kernel."""
-    turn, warps = _turn(down)
-    is_whole = turn * down.group == down.n_columns
-    return rows.parts == 1 and is_whole and triton.next_power_of_2(top_k) * warps <= _MOST_SUMMING
+    fits = triton.next_power_of_2(top_k) * _warps(down) <= _MOST_SUMMING
+    return rows.parts == 1 and fits and triton.cdiv(down.n_rows, _ROWS) <= _MULTIPROCESSORS
 
 
 def sum_slots(
@@ -132,15 +121,12 @@ def sum_slots(
     x, top_k = rows.values, ids.numel()
     out = torch.empty((1, stack.n_rows), dtype=dtype, device=x.device)
     slots = triton.next_power_of_2(top_k)
-    warps, n_tiles = slots * _turn(stack)[1], triton.cdiv(stack.n_rows, _ROWS)
-    options: dict[str, int] = {"num_warps": warps}
-    if warps == _MOST_SUMMING and n_tiles > _MULTIPROCESSORS:
-        options["maxnreg"] = _FEWER_REGISTERS
+    warps = slots * _warps(stack)
     with on_device_of(x):
-        gluon.single_slots_kernel[(n_tiles,)](
+        gluon.single_slots_kernel[(triton.cdiv(stack.n_rows, _ROWS),)](
             x, stack.codes, stack.scales, stack.biases, x if bias is None else bias, ids, weights, out,
             stack.n_experts, stack.n_rows, stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
-            bias is not None, top_k, slots, warps, **early(x, fused=False), **options,
+            bias is not None, top_k, slots, warps, **early(x, fused=False), num_warps=warps,
         )  # fmt: skip
     return out
 
@@ -171,8 +157,7 @@ def _launch(
     x = nothing = rows.values
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     n_blocks = slots.n_blocks(_COLUMNS // rows.parts)
-    turn, warps = _turn(stack)
-    options = _options(stack, turn, warps, routed=True)
+    warps = _warps(stack)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             gluon.single_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
@@ -183,5 +168,5 @@ def _launch(
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, slots.kind, rows.parts, out_parts,
-                known and begins_early(x), turn, warps, **early(x, fused=False), **options,
+                known and begins_early(x), warps, **early(x, fused=False), **_options(stack, warps),
             )  # fmt: skip

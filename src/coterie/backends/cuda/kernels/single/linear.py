@@ -4,7 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, sums
-from coterie.backends.cuda.kernels.single.products import add_turns, finished, multiply, read_columns, read_rows
+from coterie.backends.cuda.kernels.single.products import finished, multiply, read_columns, read_rows
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -16,11 +16,9 @@ def single_linear_kernel(
     n_inputs,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     HAS_BIAS: gl.constexpr, HAS_BIAS_2: gl.constexpr, HAS_BIAS_3: gl.constexpr,
-    PARTS: gl.constexpr, TURN: gl.constexpr, WARPS: gl.constexpr, EARLY: gl.constexpr,
+    PARTS: gl.constexpr, WARPS: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of one of the matrices times COLUMNS / PARTS rows of x. The arguments are those of `linear_kernel`;
-    TURN: groups that threads have registers for.
-    """
+    """ROWS rows of one of the matrices times COLUMNS / PARTS rows of x. The arguments are those of `linear_kernel`."""
     R: gl.constexpr = COLUMNS // PARTS
     tile_index = gl.program_id(0)
     has_bias = HAS_BIAS
@@ -36,7 +34,7 @@ def single_linear_kernel(
     first_row = tile_index * ROWS
     # Weights are nobody's results: they are on their way before the activations are there.
     there = (codes, scales, biases)
-    matrix = read_rows(there, there, first_row, n_rows - 1, K, MODE, G, C, False, TURN, WARPS)
+    matrix = read_rows(there, there, first_row, n_rows - 1, K, MODE, G, C, False, WARPS)
     OF_COLUMNS: gl.constexpr = gl.SliceLayout(0, sums(WARPS))
     OF_ROWS: gl.constexpr = gl.SliceLayout(1, sums(WARPS))
     row = first_row + gl.arange(0, ROWS, layout=OF_ROWS)
@@ -45,13 +43,8 @@ def single_linear_kernel(
     let_next_begin(EARLY)
     first = gl.program_id(1) * R
     input_row = first + gl.arange(0, COLUMNS, layout=OF_COLUMNS) % R
-    columns = read_columns(x, input_row, input_row < n_inputs, n_inputs, K, G, C, PARTS, TURN, WARPS)
-    total = multiply(matrix, columns, MODE, BITS, TURN, WARPS)
-    total = add_turns(
-        total, there, there, first_row, n_rows - 1, x, input_row, input_row < n_inputs, n_inputs,
-        K, MODE, BITS, G, C, False, PARTS, TURN, WARPS,
-    )  # fmt: skip
-    result = finished(total, PARTS, WARPS) + added[:, None]
+    columns = read_columns(x, input_row, input_row < n_inputs, n_inputs, K, G, C, PARTS, WARPS)
+    result = finished(multiply(matrix, columns, K, MODE, BITS, G, WARPS), PARTS, WARPS) + added[:, None]
     out_row = first + gl.arange(0, R, layout=OF_COLUMNS)
     target = out + out_row.to(gl.int64)[None, :] * n_rows + row[:, None]
     gl.store(target, result.to(out.dtype.element_ty), mask=(row < n_rows)[:, None] & (out_row < n_inputs)[None, :])

@@ -36,12 +36,12 @@ def _read_run(
 @gluon.jit
 def read_rows(
     matrix, other, first_row, last_row, K: gl.constexpr, MODE: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
-    PAIRED: gl.constexpr, TURN: gl.constexpr, WARPS: gl.constexpr,
+    PAIRED: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """What `multiply` takes of the rows of `starts` of matrices whose (codes, scales, biases) begin at `matrix` and
-    `other`, the first TURN groups: all of their memory is asked for at once.
+    `other`: all of their memory is asked for at once.
     """
-    RUNS: gl.constexpr = runs_of(TURN, WARPS)
+    RUNS: gl.constexpr = runs_of(K // G, WARPS)
     one = _read_run(matrix, other, first_row, last_row, K, MODE, G, C, PAIRED, 0, RUNS[0], WARPS)
     two = one
     if RUNS[1] > 0:
@@ -72,12 +72,12 @@ def _read_columns(
 @gluon.jit
 def read_columns(
     x, rows, live, n_inputs, K: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr,
-    TURN: gl.constexpr, WARPS: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
     """What `multiply` takes of x bfloat16 [PARTS, n_inputs, K]: `rows` [COLUMNS], the first COLUMNS / PARTS of them of
     the first part and so on; zeros where a column is not live.
     """
-    RUNS: gl.constexpr = runs_of(TURN, WARPS)
+    RUNS: gl.constexpr = runs_of(K // G, WARPS)
     one = _read_columns(x, rows, live, n_inputs, K, G, C, PARTS, 0, RUNS[0], WARPS)
     two = one
     if RUNS[1] > 0:
@@ -107,27 +107,13 @@ def multiply_run(matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, WARPS:
 
 @gluon.jit
 def multiply(
-    matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, TURN: gl.constexpr, WARPS: gl.constexpr,
+    matrix, columns, K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """What `read_rows` gives times what `read_columns` gives: f32 [WARPS, ROWS, COLUMNS], to be `finished`."""
-    RUNS: gl.constexpr = runs_of(TURN, WARPS)
+    RUNS: gl.constexpr = runs_of(K // G, WARPS)
     total = multiply_run(matrix[0], columns[0], MODE, BITS, WARPS)
     if RUNS[1] > 0:
         total += multiply_run(matrix[1], columns[1], MODE, BITS, WARPS)
-    return total
-
-
-@gluon.jit
-def add_turns(
-    total, matrix, other, first_row, last_row, x, rows, live, n_inputs,
-    K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PAIRED: gl.constexpr,
-    PARTS: gl.constexpr, TURN: gl.constexpr, WARPS: gl.constexpr,
-):  # fmt: skip
-    """`total` plus the products over the groups behind the first TURN, so many at a time."""
-    for turn in gl.static_range(1, (K // G + TURN - 1) // TURN):
-        some = _read_run(matrix, other, first_row, last_row, K, MODE, G, C, PAIRED, turn * TURN, TURN, WARPS)
-        columns = _read_columns(x, rows, live, n_inputs, K, G, C, PARTS, turn * TURN, TURN, WARPS)
-        total += multiply_run(some, columns, MODE, BITS, WARPS)
     return total
 
 

@@ -6,7 +6,7 @@ from triton.experimental.gluon import language as gl
 from coterie.backends.cuda.kernels.activation import gated
 from coterie.backends.cuda.kernels.columns import arranged, block_at
 from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, sums
-from coterie.backends.cuda.kernels.single.products import add_turns, finished, multiply, read_columns, read_rows
+from coterie.backends.cuda.kernels.single.products import finished, multiply, read_columns, read_rows
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
@@ -14,16 +14,9 @@ barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 @gluon.jit
 def slots_in(
-    order,
-    offsets,
-    expert,
-    first,
-    n_slots,
-    COUNT: gl.constexpr,
-    R: gl.constexpr,
-    SLOTS: gl.constexpr,
+    order, offsets, expert, first, n_slots, COUNT: gl.constexpr, R: gl.constexpr, SLOTS: gl.constexpr,
     LAYOUT: gl.constexpr,
-):
+):  # fmt: skip
     """(slots int32 [COUNT], which of them the block has): R of them, again and again; others repeat its first."""
     place = gl.arange(0, COUNT, layout=LAYOUT) % R
     if SLOTS == "sorted":
@@ -44,12 +37,11 @@ def single_rows_kernel(
     n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, AHEAD: gl.constexpr, TURN: gl.constexpr,
-    WARPS: gl.constexpr, EARLY: gl.constexpr,
+    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, AHEAD: gl.constexpr, WARPS: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """ROWS rows of an expert's matrix times the COLUMNS / PARTS rows of a block. The arguments are those of
-    `few_rows_kernel`; AHEAD: what experts the blocks have is known before the kernel before this one ends. TURN: groups
-    that threads have registers for.
+    `few_rows_kernel`; AHEAD: what experts the blocks have is known before the kernel before this one ends.
     """
     R: gl.constexpr = COLUMNS // PARTS
     W: gl.constexpr = K // C
@@ -69,7 +61,7 @@ def single_rows_kernel(
     up = at + up_row
     one = (codes + at * W, scales + at * NG, biases + at * NG)
     other = (up_codes + up * W, up_scales + up * NG, up_biases + up * NG)
-    matrix = read_rows(one, other, first_row, n_rows - 1, K, MODE, G, C, GATED, TURN, WARPS)
+    matrix = read_rows(one, other, first_row, n_rows - 1, K, MODE, G, C, GATED, WARPS)
     OF_COLUMNS: gl.constexpr = gl.SliceLayout(0, sums(WARPS))
     OF_ROWS: gl.constexpr = gl.SliceLayout(1, sums(WARPS))
     slots, live = slots_in(order, offsets, expert, first_place, n_slots, COLUMNS, R, SLOTS, OF_COLUMNS)
@@ -77,13 +69,8 @@ def single_rows_kernel(
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
     barrier()  # all weights are asked for before anything else is
-    columns = read_columns(x, slots // top_k, live, n_inputs, K, G, C, PARTS, TURN, WARPS)
-    total = multiply(matrix, columns, MODE, BITS, TURN, WARPS)
-    total = add_turns(
-        total, one, other, first_row, n_rows - 1, x, slots // top_k, live, n_inputs,
-        K, MODE, BITS, G, C, GATED, PARTS, TURN, WARPS,
-    )  # fmt: skip
-    result = finished(total, PARTS, WARPS)
+    columns = read_columns(x, slots // top_k, live, n_inputs, K, G, C, PARTS, WARPS)
+    result = finished(multiply(matrix, columns, K, MODE, BITS, G, WARPS), PARTS, WARPS)
     own, there = slots_in(order, offsets, expert, first_place, n_slots, R, R, SLOTS, OF_COLUMNS)
     if GATED:
         gate, up_result = gl.split(gl.permute(gl.reshape(result, (2, N, R)), (1, 2, 0)))

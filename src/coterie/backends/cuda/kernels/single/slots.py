@@ -78,10 +78,8 @@ def _read_columns(
     column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, gl.SliceLayout(1, L)))
     near = x + (of_warps(slot, HELD, OF_GROUPS) * K + first * G)[:, None, None] + k[None, :, None]
     mask = of_warps(used, HELD, OF_GROUPS) & (first + group < K // G - BEGIN)
-    found = gl.load(
-        near + ((BEGIN + group) * G)[:, None, None] + (column * 0)[None, None, :],
-        mask=mask[:, None, None] & (column == 0)[None, None, :], other=0.0,
-    )  # fmt: skip
+    place = (near + ((BEGIN + group) * G)[:, None, None]).broadcast_to((HELD, G, COLUMNS))
+    found = gl.load(place, mask=mask[:, None, None] & (column == 0)[None, None, :], other=0.0)
     return beside_numbers(found, U, WARPS)
 
 
