@@ -82,10 +82,11 @@ def test_what_is_not_computed_on_the_pool_alone_is_never_played(name: str, monke
 
 
 def test_every_step_is_that_of_the_tokens_before_it() -> None:
+    """Steps and passes add up in different orders: each may be off from the exact logits by the bound."""
     model = made("gpt_oss", EXACT)
     whole = model.logits(model.hidden(IDS, KeyValueCache(model.architecture, chunk=len(IDS), limit=len(IDS))))
     for row, found in zip(whole[PROMPT:], by_steps(model, IDS), strict=True):
-        assert relative_error(found, row) < EXACT.bound
+        assert relative_error(found, row) < 2 * EXACT.bound
 
 
 def test_another_text_takes_over_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
