@@ -11,7 +11,7 @@ from coterie import Experts, Packed, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops import dequantize_reference
-from cuda.weights_made import ONE_PART, Limit, assert_within, layer_limit, on_device, weight
+from cuda.weights_made import BY_GROUP, ONE_PART, Limit, assert_within, layer_limit, on_device, weight
 from layers import routing_of
 from tensors import off, on
 from tolerance import bound, errors
@@ -19,14 +19,7 @@ from tolerance import bound, errors
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-FORMATS = {
-    "4 bits": Format.resolve("affine", 4, 64),
-    "4 bits, groups of 32": Format.resolve("affine", 4, 32),
-    "8 bits": Format.resolve("affine", 8, 64),
-    "8 bits, groups of 32": Format.resolve("affine", 8, 32),
-    "mxfp4": Format.resolve("mxfp4"),
-}
-ALL = {**FORMATS, "bf16": "bfloat16"}
+ALL = {**BY_GROUP, "bf16": "bfloat16"}
 WEIGHT_LIMIT = Limit(0, 2.0**-12)
 """What a weight loses that becomes a float16 number, in root mean square."""
 
@@ -79,12 +72,12 @@ def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", BY_GROUP)
 def test_rows_become_float16_near_its_largest(device: str, form: str, dtype: str, rng: np.random.Generator) -> None:
     from coterie.backends.cuda.halves import halve
     from coterie.backends.cuda.stacks import stack_of
 
-    stack = stack_of(on_device(device, weight(rng, (2, 4, 320), FORMATS[form], "bfloat16")))
+    stack = stack_of(on_device(device, weight(rng, (2, 4, 320), BY_GROUP[form], "bfloat16")))
     x = floats(rng, (6, 320), dtype) * np.array([[1.0], [3e30], [1e-30], [0.0], [1.0], [7.0]]).astype(np.float32)
     x = x.astype(np.float32 if dtype == "float32" else floats(rng, (1,), dtype).dtype)
     x[4, 17] = np.inf
@@ -107,7 +100,7 @@ def test_rows_become_float16_near_its_largest(device: str, form: str, dtype: str
 
 
 @pytest.mark.parametrize("scale_dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", BY_GROUP)
 def test_no_weight_is_larger_than_the_largest(
     device: str, form: str, scale_dtype: str, rng: np.random.Generator
 ) -> None:
@@ -115,7 +108,7 @@ def test_no_weight_is_larger_than_the_largest(
     from coterie.backends.cuda.stacks import stack_of
 
     w = floats(rng, (5, 40, 192)) * np.array([1e-3, 1.0, 0.0, 40.0, 1.0], np.float32)[:, None, None]
-    packed = pack(w, FORMATS[form], "numpy", scale_dtype)
+    packed = pack(w, BY_GROUP[form], "numpy", scale_dtype)
     stack = stack_of(on_device(device, packed))
     if packed.biases is not None:
         wide = (part.astype(np.float32) for part in (packed.scales, packed.biases))
@@ -190,7 +183,7 @@ def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random
     made = experts(rng, (2, 192, 64), form)
     sizes = 4.0 ** rng.integers(-10, 10, (2, 192)).astype(np.float32)
     down = np.asarray(dequantize_reference(made.down), np.float32) * sizes[..., None]
-    made = Experts(made.gate, made.up, pack(down, FORMATS[form], "numpy", "bfloat16"), "silu")
+    made = Experts(made.gate, made.up, pack(down, BY_GROUP[form], "numpy", "bfloat16"), "silu")
     tokens = 4.0 ** rng.integers(-10, 10, (60, 1)).astype(np.float32)
     x = (floats(rng, (60, 192)) * tokens).astype(floats(rng, (1,), "bfloat16").dtype)
     routing = Routing(*routing_of(rng, 60, 1, 2))
@@ -235,10 +228,10 @@ def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.rando
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", BY_GROUP)
 def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator) -> None:
     for n_rows, shape in ((1000, (2000, 192)), (700, (1160, 64)), (300, (8000, 704))):
-        matrix, x = weight(rng, shape, FORMATS[form], "bfloat16"), floats(rng, (n_rows, shape[1]), "bfloat16")
+        matrix, x = weight(rng, shape, BY_GROUP[form], "bfloat16"), floats(rng, (n_rows, shape[1]), "bfloat16")
         launches.clear()
         found = off(coterie.quantized_matmul(on("cuda", x), on_device("cuda", matrix)))
         assert len(launches) == 1
@@ -269,9 +262,9 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     def served(form: Format, width: int, scale_dtype: str | None = "bfloat16") -> bool:
         return halves.serves(stack_of(on_device(device, weight(rng, (8, width), form, scale_dtype))))
 
-    assert served(FORMATS["4 bits"], 128)
-    assert not served(FORMATS["4 bits"], 128, "float32")
-    assert not served(FORMATS["4 bits, groups of 32"], 96)
+    assert served(BY_GROUP["4 bits"], 128)
+    assert not served(BY_GROUP["4 bits"], 128, "float32")
+    assert not served(BY_GROUP["4 bits, groups of 32"], 96)
     assert not served(Format.resolve("affine", 4, 128), 128)
     assert not served(Format.resolve("affine", 3, 64), 128)
     assert not served(Format.resolve("nvfp4"), 128, None)
@@ -279,8 +272,8 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     assert halves.serves(plain)
     assert not halves.serves(stack_of(on(device, floats(rng, (8, 128), "float16"))))
     assert not halves.serves(stack_of(on(device, floats(rng, (8, 72), "bfloat16"))))
-    assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), FORMATS["4 bits"], "bfloat16"))), plain)
-    assert isinstance(weight(rng, (8, 128), FORMATS["mxfp4"]), Packed)
+    assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), BY_GROUP["4 bits"], "bfloat16"))), plain)
+    assert isinstance(weight(rng, (8, 128), BY_GROUP["mxfp4"]), Packed)
 
 
 def test_a_triton_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops import dequantize_reference
 from cuda.weights_made import (
+    BY_GROUP,
     assert_within,
     input_limit,
     layer_limit,
@@ -28,14 +29,7 @@ from tensors import off, on
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-FORMATS = {
-    "4 bits": Format.resolve("affine", 4, 64),
-    "4 bits, groups of 32": Format.resolve("affine", 4, 32),
-    "4 bits, groups of 128": Format.resolve("affine", 4, 128),
-    "8 bits": Format.resolve("affine", 8, 64),
-    "8 bits, groups of 32": Format.resolve("affine", 8, 32),
-    "mxfp4": Format.resolve("mxfp4"),
-}
+FORMATS = {**BY_GROUP, "4 bits, groups of 128": Format.resolve("affine", 4, 128)}
 SERVED = ("4 bits", "8 bits", "mxfp4")
 """Names of `weights_made.FORMS` that go this way."""
 
@@ -96,7 +90,6 @@ def test_numbers_of_groups(launches: list[str], form: str, scale_dtype: str, rng
 @pytest.mark.parametrize("form", ["4 bits", "mxfp4"])
 def test_numbers_of_rows(form: str, dtype: str, rng: np.random.Generator) -> None:
     """Of the matrix and of activations, which may be two numbers each: around what a program has."""
-
     from coterie.backends.cuda.linear import linears
 
     for n_rows in (7, 8, 9, 15, 16, 17, 48):
@@ -228,6 +221,6 @@ def test_routed_rows_are_few_beside_the_experts(
 
     monkeypatch.setattr(gluon, "serves", lambda _device: True)
     stack = stack_of(on_device(device, weight(rng, (64, 8, 128), FORMATS["4 bits"])))
-    assert single.tile_for_slots(16, 1, stack, None, stack) is not None
-    assert single.tile_for_slots(17, 1, stack, None, stack) is None
-    assert single.tile_for_slots(9, 2, stack, None, stack) is None
+    assert single.are_few(16, 1, stack, None, stack)
+    assert not single.are_few(17, 1, stack, None, stack)
+    assert not single.are_few(9, 2, stack, None, stack)

@@ -63,6 +63,16 @@ FORMS: dict[str, Form] = {
 """One of each way to read weights."""
 
 
+BY_GROUP = {
+    "4 bits": Format.resolve("affine", 4, 64),
+    "4 bits, groups of 32": Format.resolve("affine", 4, 32),
+    "8 bits": Format.resolve("affine", 8, 64),
+    "8 bits, groups of 32": Format.resolve("affine", 8, 32),
+    "mxfp4": Format.resolve("mxfp4"),
+}
+"""Formats that kernels for Hopper GPUs take, groups of both sizes."""
+
+
 def weight(
     rng: np.random.Generator, shape: Sequence[int], form: Form, scale_dtype: str | None = None
 ) -> Packed | np.ndarray:

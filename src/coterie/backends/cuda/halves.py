@@ -12,7 +12,7 @@ from coterie.backends.cuda import gluon
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
 from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
 from coterie.backends.cuda.rows import Halves, Slots
-from coterie.backends.cuda.stacks import Stack
+from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile
 
 _ROWS = 128
@@ -90,7 +90,7 @@ def multiply(
 
 
 def gate_and_up(
-    rows: Halves, slots: Slots, gate: Stack, up: Stack | None, biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    rows: Halves, slots: Slots, gate: Stack, up: Stack | None, biases: Biases,
     activation: str, down: Stack, tile: Tile,
 ) -> Halves:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
@@ -104,14 +104,12 @@ def gate_and_up(
 
 def _launch(
     rows: Halves, slots: Slots, stack: Stack, up: Stack | None,
-    biases: tuple[torch.Tensor | None, torch.Tensor | None], tile: Tile,
+    biases: Biases, tile: Tile,
     out: torch.Tensor, out_sizes: torch.Tensor, activation: str | None, target: Stack | None,
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
-    gated, fused = target is not None, target is not None and up is None
-    second = stack if up is None else up
-    n_rows = stack.n_rows // 2 if fused else stack.n_rows
-    bias, up_bias = (biases[0], biases[0]) if fused else biases
+    gated = target is not None
+    second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     nothing = rows.sizes
     bounded = gated and stack.mode != "plain"
     largest, up_largest = (largest_of(stack), largest_of(second)) if bounded else (nothing, nothing)
@@ -124,7 +122,7 @@ def _launch(
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,
                 slots.order, slots.offsets, slots.blocks, out, out_sizes,
-                stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
+                stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, tile.rows, _narrowest(stack, tile), slots.kind,

@@ -46,11 +46,6 @@ def _launches_early(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _FIRST_WITH_EARLY_LAUNCH
 
 
-def begins_early(tensor: torch.Tensor) -> bool:
-    """Whether kernels on the device of `tensor` begin early."""
-    return _launches_early(tensor.device)
-
-
 def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
     """The arguments of a kernel that let it begin early where the device of `tensor` can: EARLY, and the launch's own.
 

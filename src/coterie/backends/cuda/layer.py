@@ -18,7 +18,7 @@ from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
-from coterie.backends.cuda.stacks import Stack, Weight, stack_of
+from coterie.backends.cuda.stacks import Biases, Stack, Weight, stack_of
 from coterie.backends.cuda.tiles import Tile, dense_tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
@@ -81,10 +81,9 @@ def run_slots(
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
     bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
     halves = bounded and serves(gate, up, down)
-    tile = single.tile_for_slots(chosen.numel(), parts, gate, up, down)
-    if alone or tile is None:
-        tile = few_tile(parts) if alone else tile_for(gate, chosen.numel(), parts, halves)
-        tile = single.served(tile, parts, gate, up, down)
+    are_few = alone or single.are_few(chosen.numel(), parts, gate, up, down)
+    tile = few_tile(parts) if are_few else tile_for(gate, chosen.numel(), parts, halves)
+    tile = single.served(tile, parts, gate, up, down)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
@@ -111,7 +110,7 @@ def run_dense(
 
 def _hidden(
     x: torch.Tensor | Arranged, rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
-    biases: tuple[torch.Tensor | None, torch.Tensor | None], activation: str, down: Stack, tile: Tile,
+    biases: Biases, activation: str, down: Stack, tile: Tile,
 ) -> Rows | Halves:  # fmt: skip
     """The gated hidden values of every slot, for products with `down`."""
     if up is None or up.same_format == gate.same_format:

@@ -11,7 +11,7 @@ from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_ke
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
-from coterie.backends.cuda.stacks import Stack
+from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, batches_in_step
 
 _MOST_EXPERTS = 4096
@@ -117,13 +117,13 @@ def multiply(
     elif tile.single:
         single.multiply(rows, slots, stack, bias, out, known=known)
     else:
-        _launch(rows, slots, stack, None, bias, None, tile, out, out, None, None, 1, 0)
+        _launch(rows, slots, stack, None, (bias, None), tile, out, out, None, None, 1, 0)
     return out
 
 
 def gate_and_up(
     rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
-    biases: tuple[torch.Tensor | None, torch.Tensor | None], activation: str, down: Stack, parts: int, tile: Tile,
+    biases: Biases, activation: str, down: Stack, parts: int, tile: Tile,
 ) -> Rows | Halves:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
     if isinstance(rows, Halves):
@@ -135,19 +135,18 @@ def gate_and_up(
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
     n_sums = triton.cdiv(down.n_columns, span) if span else 0
     sums = torch.empty((parts, slots.n, n_sums), dtype=torch.float32, device=device)
-    _launch(rows, slots, gate, up, *biases, tile, values, sums, activation, down, parts, span)
+    _launch(rows, slots, gate, up, biases, tile, values, sums, activation, down, parts, span)
     return Rows(values, sums, span)
 
 
 def _launch(
-    rows: Rows, slots: Slots, stack: Stack, up: Stack | None, bias: torch.Tensor | None, up_bias: torch.Tensor | None,
+    rows: Rows, slots: Slots, stack: Stack, up: Stack | None, biases: Biases,
     tile: Tile, out: torch.Tensor, out_sums: torch.Tensor, activation: str | None, target: Stack | None, parts: int,
     span: int,
 ) -> None:  # fmt: skip
     """Run the kernel that `tile` names; gated if there is a `target`, the stack that hidden values are for."""
-    gated, fused = target is not None, target is not None and up is None
-    second = stack if up is None else up
-    n_rows = stack.n_rows // 2 if fused else stack.n_rows
+    gated = target is not None
+    second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     bn = tile.bn if gated else tile.bn * tile.alone
     kernel, own = many_rows_kernel, {}
     if tile.few:
@@ -159,20 +158,11 @@ def _launch(
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             kernel[(triton.cdiv(n_rows, bn), min(_MOST_PROGRAMS, n_blocks - first))](
                 x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
-                no_bias if bias is None else bias, _second_bias(bias, up_bias, fused, no_bias),
+                no_bias if bias is None else bias, no_bias if up_bias is None else up_bias,
                 slots.order, slots.offsets, slots.blocks, out, out_sums,
-                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
+                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 span, gated, activation or "", bias is not None,
                 bn, tile.rows, slots.kind, rows.parts, parts, tile.stages, **own, **early(x), num_warps=tile.warps,
             )  # fmt: skip
-
-
-def _second_bias(
-    bias: torch.Tensor | None, up_bias: torch.Tensor | None, fused: bool, nothing: torch.Tensor
-) -> torch.Tensor:
-    """The up rows' bias: in the gate's own where both are one matrix."""
-    if fused and bias is not None:
-        return bias
-    return nothing if up_bias is None else up_bias

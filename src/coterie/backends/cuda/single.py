@@ -12,9 +12,9 @@ import torch
 import triton
 
 from coterie.backends.cuda import gluon
-from coterie.backends.cuda.launch import begins_early, early, on_device_of
+from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.rows import Rows, Slots
-from coterie.backends.cuda.stacks import Stack
+from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, few_tile
 
 _COLUMNS = 8
@@ -52,11 +52,9 @@ def served(tile: Tile, parts: int, *stacks: Stack | None) -> Tile:
     return replace(tile, single=all(_fits(stack) and gluon.serves(stack.codes.device) for stack in there))
 
 
-def tile_for_slots(n_slots: int, parts: int, *stacks: Stack | None) -> Tile | None:
-    """The tile for routed rows that are few beside the experts, if it goes this way."""
-    is_few = any(stack is not None and n_slots * parts * _SHARE <= stack.n_experts for stack in stacks)
-    tile = served(few_tile(parts), parts, *stacks)
-    return tile if is_few and tile.single else None
+def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack) -> bool:
+    """Whether routed rows are few beside the experts, and can go this way."""
+    return n_slots * parts * _SHARE <= gate.n_experts and served(few_tile(parts), parts, gate, up, down).single
 
 
 def _fits(stack: Stack) -> bool:
@@ -132,7 +130,7 @@ def sum_slots(
 
 
 def gate_and_up(
-    rows: Rows, slots: Slots, gate: Stack, up: Stack | None, biases: tuple[torch.Tensor | None, torch.Tensor | None],
+    rows: Rows, slots: Slots, gate: Stack, up: Stack | None, biases: Biases,
     activation: str, down: Stack, parts: int,
 ) -> Rows:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`, which need no sums. up of None: gate
@@ -146,14 +144,12 @@ def gate_and_up(
 
 def _launch(
     rows: Rows, slots: Slots, stack: Stack, up: Stack | None,
-    biases: tuple[torch.Tensor | None, torch.Tensor | None], out: torch.Tensor, activation: str | None,
+    biases: Biases, out: torch.Tensor, activation: str | None,
     target: Stack | None, out_parts: int, *, known: bool,
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
-    gated, fused = target is not None, target is not None and up is None
-    second = stack if up is None else up
-    n_rows = stack.n_rows // 2 if fused else stack.n_rows
-    bias, up_bias = (biases[0], biases[0]) if fused else biases
+    gated = target is not None
+    second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     x = nothing = rows.values
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     n_blocks = slots.n_blocks(_COLUMNS // rows.parts)
@@ -164,9 +160,9 @@ def _launch(
                 x, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias,
                 slots.order, slots.offsets, slots.blocks, out,
-                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, n_rows if fused else 0, first,
+                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, slots.kind, rows.parts, out_parts,
-                known and begins_early(x), warps, **early(x, fused=False), **_options(stack, warps),
+                known, warps, **early(x, fused=False), **_options(stack, warps),
             )  # fmt: skip

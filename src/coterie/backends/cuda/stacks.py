@@ -1,7 +1,7 @@
 """Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -53,6 +53,29 @@ class Stack:
     def has_sums(self) -> bool:
         """Whether products need the sums of activations over groups."""
         return self.mode == "affine"
+
+
+class Pair(NamedTuple):
+    """What goes beside a stack in one launch: the second stack, rows of an expert that are multiplied of each, the row
+    at which the second's begin, and both biases.
+    """
+
+    second: Stack
+    n_rows: int
+    second_row: int
+    bias: torch.Tensor | None
+    second_bias: torch.Tensor | None
+
+
+Biases: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def pair_of(stack: Stack, up: Stack | None, biases: Biases, *, gated: bool) -> Pair:
+    """Gate and up, if `gated`: two stacks, or, up of None, the halves of one. Else a stack stands beside itself."""
+    if gated and up is None:
+        half = stack.n_rows // 2
+        return Pair(stack, half, half, biases[0], biases[0])
+    return Pair(stack if up is None else up, stack.n_rows, 0, *biases)
 
 
 def stack_of(weight: Weight) -> Stack:

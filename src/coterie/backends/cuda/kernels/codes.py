@@ -64,8 +64,8 @@ def _float_lanes() -> tl.constexpr:
     return tl.constexpr("{ .reg .b32 s, m, f, z; " + constants + " " + " ".join(steps) + " }")
 
 
-NIBBLES = _lanes("0x41804180", "0x41804180")
-LOW_AND_HIGH = _lanes("0x41804180", "0x43804380")
+_NIBBLES = _lanes("0x41804180", "0x41804180")
+_LOW_AND_HIGH = _lanes("0x41804180", "0x43804380")
 E2M1_NIBBLES = _float_lanes()
 
 
@@ -135,7 +135,7 @@ def _places(q, MODE: tl.constexpr, BITS: tl.constexpr):
     elif BITS == 8:
         numbers = _two(q, 0, 1, MODE, BITS)
     elif SPEAKS_PTX:
-        a, b, c, d = _asm(q, NIBBLES if MODE == "affine" else E2M1_NIBBLES)
+        a, b, c, d = _asm(q, _NIBBLES if MODE == "affine" else E2M1_NIBBLES)
         numbers = tl.join(tl.join(a, c), tl.join(b, d))
     else:
         numbers = _four(q, 0, 1, MODE, BITS)
@@ -166,7 +166,7 @@ def numbers_of(q, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr, MODE: tl.co
 def low_and_high(q, A: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
     """The two numbers [A, B, G] of 8-bit affine codes in units [A, B, G / 2]: 16 + low bits, 256 + 16 high bits."""
     if SPEAKS_PTX:
-        a, b, c, d = _asm(q, LOW_AND_HIGH)
+        a, b, c, d = _asm(q, _LOW_AND_HIGH)
     else:
         a = _from_bits(((q & 15) << 3) | 0x4180)
         b = _from_bits((((q >> 4) & 15) << 3) | 0x4380)

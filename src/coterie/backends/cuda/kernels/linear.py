@@ -7,6 +7,7 @@ from coterie.backends.cuda.kernels.ahead import fetch_rows
 from coterie.backends.cuda.kernels.batch import activations, add_products
 from coterie.backends.cuda.kernels.columns import each_part, parts_added, starts_of
 from coterie.backends.cuda.kernels.constants import constants
+from coterie.backends.cuda.kernels.together import matrix_of
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -27,17 +28,12 @@ def linear_kernel(
     are 0 where there is no such matrix.
     """
     BT: tl.constexpr = R * PARTS
-    tile_index = tl.program_id(0)
-    has_bias = HAS_BIAS
-    n_tiles, n_tiles_2 = tl.cdiv(n_rows, BN), tl.cdiv(n_rows_2, BN)
-    if tile_index >= n_tiles + n_tiles_2:
-        tile_index -= n_tiles + n_tiles_2
-        codes, scales, biases, bias, out = codes_3, scales_3, biases_3, bias_3, out_3
-        n_rows, has_bias = n_rows_3, HAS_BIAS_3
-    elif tile_index >= n_tiles:
-        tile_index -= n_tiles
-        codes, scales, biases, bias, out = codes_2, scales_2, biases_2, bias_2, out_2
-        n_rows, has_bias = n_rows_2, HAS_BIAS_2
+    tile_index, codes, scales, biases, bias, out, n_rows, has_bias = matrix_of(
+        tl.program_id(0),
+        (codes, scales, biases, bias, out, n_rows, HAS_BIAS),
+        (codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2, HAS_BIAS_2),
+        (codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3, HAS_BIAS_3), BN,
+    )  # fmt: skip
     row = tile_index * BN + tl.arange(0, BN)
     inside = row < n_rows
     if EARLY:

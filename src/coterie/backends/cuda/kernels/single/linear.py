@@ -5,6 +5,7 @@ from triton.experimental.gluon import language as gl
 
 from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, sums
 from coterie.backends.cuda.kernels.single.products import finished, multiply, read_columns, read_rows
+from coterie.backends.cuda.kernels.together import matrix_of
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -20,17 +21,12 @@ def single_linear_kernel(
 ):  # fmt: skip
     """ROWS rows of one of the matrices times COLUMNS / PARTS rows of x. The arguments are those of `linear_kernel`."""
     R: gl.constexpr = COLUMNS // PARTS
-    tile_index = gl.program_id(0)
-    has_bias = HAS_BIAS
-    n_tiles, n_tiles_2 = gl.cdiv(n_rows, ROWS), gl.cdiv(n_rows_2, ROWS)
-    if tile_index >= n_tiles + n_tiles_2:
-        tile_index -= n_tiles + n_tiles_2
-        codes, scales, biases, bias, out = codes_3, scales_3, biases_3, bias_3, out_3
-        n_rows, has_bias = n_rows_3, HAS_BIAS_3
-    elif tile_index >= n_tiles:
-        tile_index -= n_tiles
-        codes, scales, biases, bias, out = codes_2, scales_2, biases_2, bias_2, out_2
-        n_rows, has_bias = n_rows_2, HAS_BIAS_2
+    tile_index, codes, scales, biases, bias, out, n_rows, has_bias = matrix_of(
+        gl.program_id(0),
+        (codes, scales, biases, bias, out, n_rows, HAS_BIAS),
+        (codes_2, scales_2, biases_2, bias_2, out_2, n_rows_2, HAS_BIAS_2),
+        (codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3, HAS_BIAS_3), ROWS,
+    )  # fmt: skip
     first_row = tile_index * ROWS
     # Weights are nobody's results: they are on their way before the activations are there.
     there = (codes, scales, biases)

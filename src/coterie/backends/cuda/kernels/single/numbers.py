@@ -111,6 +111,16 @@ def of_warps(values, HELD: gl.constexpr, LAYOUT: gl.constexpr):
     return _per_group(_spread(values, HELD), LAYOUT)
 
 
+@gluon.jit
+def _counted(EACH: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr):
+    """A warp's first group [WARPS, 1], and the places [1, EACH] of its groups behind it; SLOTS runs of warps have the
+    same groups.
+    """
+    L: gl.constexpr = groups_counted(EACH, WARPS)
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) % (WARPS // SLOTS)
+    return (warp * EACH)[:, None], gl.arange(0, EACH, layout=gl.SliceLayout(0, L))[None, :]
+
+
 @triton.constexpr_function
 def _common(n_groups, each):
     """The largest power of two that divides both; the second is one."""
@@ -126,9 +136,8 @@ def constants_at(
     """
     WARPS: gl.constexpr = shift.shape[0]
     EACH: gl.constexpr = HELD // WARPS
-    L: gl.constexpr = groups_counted(EACH, WARPS)
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) % (WARPS // SLOTS)
-    group = BEGIN + (warp * EACH)[:, None] + gl.arange(0, EACH, layout=gl.SliceLayout(0, L))[None, :]
+    first, place = _counted(EACH, SLOTS, WARPS)
+    group = BEGIN + first + place
     place = gl.convert_layout(gl.reshape(_spread(shift, HELD) * NG + group, (HELD,)), LAYOUT, assert_trivial=True)
     # A warp's are neighbours, of which the compiler lost sight.
     place = gl.max_contiguous(gl.multiple_of(place, [_common(NG, EACH)]), [EACH])
@@ -138,16 +147,12 @@ def constants_at(
 @gluon.jit
 def groups_in(HELD: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr, LAYOUT: gl.constexpr):
     """Which groups [HELD] a product has, a warp's side by side: the warp's first, and the place behind it. Apart,
-    because places are constants, which loads can have in them. SLOTS runs of warps have the same groups.
+    because places are constants, which loads can have in them.
     """
     EACH: gl.constexpr = HELD // WARPS
-    L: gl.constexpr = groups_counted(EACH, WARPS)
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)) % (WARPS // SLOTS)
-    place = gl.arange(0, EACH, layout=gl.SliceLayout(0, L))
-    return (
-        _per_group((warp * EACH)[:, None].broadcast_to((WARPS, EACH)), LAYOUT),
-        _per_group(place[None, :].broadcast_to((WARPS, EACH)), LAYOUT),
-    )
+    first, place = _counted(EACH, SLOTS, WARPS)
+    shape: gl.constexpr = (WARPS, EACH)
+    return _per_group(first.broadcast_to(shape), LAYOUT), _per_group(place.broadcast_to(shape), LAYOUT)
 
 
 @gluon.jit
@@ -165,6 +170,14 @@ def starts(values, others, first_row, last_row, width: gl.constexpr, PAIRED: gl.
 
 
 @gluon.jit
+def read_some(place, there, ALL: gl.constexpr):
+    """What stands at places that are `there`, zeros for others; ALL: they all are."""
+    if ALL:
+        return gl.load(place)
+    return gl.load(place, mask=there, other=0)
+
+
+@gluon.jit
 def read_units(
     codes, others, first_row, last_row, NG: gl.constexpr, U: gl.constexpr, PAIRED: gl.constexpr, BEGIN: gl.constexpr,
     HELD: gl.constexpr, WARPS: gl.constexpr,
@@ -176,11 +189,7 @@ def read_units(
     unit = gl.arange(0, U, layout=gl.SliceLayout(0, gl.SliceLayout(1, L)))
     near = at[None, :, None] + (first * U)[:, None, None] + unit[None, None, :]
     place = near + ((BEGIN + group) * U)[:, None, None]
-    if BEGIN + HELD <= NG:
-        units = gl.load(place)
-    else:
-        units = gl.load(place, mask=(first + group < NG - BEGIN)[:, None, None], other=0)
-    return units
+    return read_some(place, (first + group < NG - BEGIN)[:, None, None], BEGIN + HELD <= NG)
 
 
 @gluon.jit
@@ -192,11 +201,7 @@ def read_constants(
     L: gl.constexpr = constants_read(HELD, WARPS)
     group = BEGIN + gl.arange(0, HELD, layout=gl.SliceLayout(0, L))
     at = starts(values, others, first_row, last_row, NG, PAIRED, gl.SliceLayout(1, L))
-    if BEGIN + HELD <= NG:
-        constants = gl.load(at[:, None] + group[None, :])
-    else:
-        constants = gl.load(at[:, None] + group[None, :], mask=(group < NG)[None, :], other=0)
-    return constants
+    return read_some(at[:, None] + group[None, :], (group < NG)[None, :], BEGIN + HELD <= NG)
 
 
 @gluon.jit

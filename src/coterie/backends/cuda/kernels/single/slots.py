@@ -19,6 +19,7 @@ from coterie.backends.cuda.kernels.single.numbers import (
     constants_at,
     groups_in,
     of_warps,
+    read_some,
     runs_of,
 )
 from coterie.backends.cuda.kernels.single.products import multiply_run
@@ -50,19 +51,12 @@ def _read_run(
     more, group = constants_at(shift, NG, BEGIN, HELD, SLOTS, gl.SliceLayout(0, M))
     row = gl.minimum(first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, M)), last_row)
     place = (row * NG)[:, None] + more[None, :]
-    scale = _read_constants(matrix[1] + place, group, NG, BEGIN + HELD // SLOTS)
+    there = (group < NG)[None, :]
+    scale = read_some(matrix[1] + place, there, BEGIN + HELD // SLOTS <= NG)
     bias = scale
     if MODE == "affine":
-        bias = _read_constants(matrix[2] + place, group, NG, BEGIN + HELD // SLOTS)
+        bias = read_some(matrix[2] + place, there, BEGIN + HELD // SLOTS <= NG)
     return units, scale, bias
-
-
-@gluon.jit
-def _read_constants(place, group, NG: gl.constexpr, END: gl.constexpr):
-    """Constants of groups below END, of which there are NG."""
-    if END > NG:
-        return gl.load(place, mask=(group < NG)[None, :], other=0)
-    return gl.load(place)
 
 
 @gluon.jit
@@ -97,6 +91,15 @@ def _added(total, values):
 
 
 @gluon.jit
+def _slots(ids, weights, slot, n_experts, n_rows, TOP_K: gl.constexpr):
+    """(first row of the expert's matrix int64, weight, whether it counts) of slots [n]."""
+    expert = gl.load(ids + slot, mask=slot < TOP_K, other=-1)
+    weight = gl.load(weights + slot, mask=slot < TOP_K, other=0.0)
+    used = (expert >= 0) & (expert < n_experts) & (gl.abs(weight) >= _SKIPPED_BELOW)
+    return gl.where(used, expert, 0).to(gl.int64) * n_rows, weight, used
+
+
+@gluon.jit
 def single_slots_kernel(
     x, codes, scales, biases, bias, ids, weights, out, n_experts, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
@@ -111,20 +114,17 @@ def single_slots_kernel(
     """
     first_row = gl.program_id(0) * ROWS
     slot = gl.arange(0, WARPS, layout=gl.SliceLayout(1, groups_counted(1, WARPS))) // (WARPS // SLOTS)
-    expert = gl.load(ids + slot, mask=slot < TOP_K, other=-1)
-    weight = gl.load(weights + slot, mask=slot < TOP_K, other=0.0)
-    used = (expert >= 0) & (expert < n_experts) & (gl.abs(weight) >= _SKIPPED_BELOW)
-    expert = gl.where(used, expert, 0).to(gl.int64)
+    begin, _, used = _slots(ids, weights, slot, n_experts, n_rows, TOP_K)
     matrix = (codes, scales, biases)
     NG: gl.constexpr = K // G
     U: gl.constexpr = G // C
     RUNS: gl.constexpr = runs_of(NG, WARPS // SLOTS)
     A: gl.constexpr = RUNS[0] * SLOTS
     B: gl.constexpr = RUNS[1] * SLOTS
-    one = _read_run(matrix, expert * n_rows, used, first_row, n_rows - 1, NG, U, MODE, 0, A, SLOTS, WARPS)
+    one = _read_run(matrix, begin, used, first_row, n_rows - 1, NG, U, MODE, 0, A, SLOTS, WARPS)
     two = one
     if B > 0:
-        two = _read_run(matrix, expert * n_rows, used, first_row, n_rows - 1, NG, U, MODE, RUNS[0], B, SLOTS, WARPS)
+        two = _read_run(matrix, begin, used, first_row, n_rows - 1, NG, U, MODE, RUNS[0], B, SLOTS, WARPS)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     found = multiply_run(one, _read_columns(x, slot, used, K, G, U, 0, A, SLOTS, WARPS), MODE, BITS, WARPS)
@@ -135,12 +135,9 @@ def single_slots_kernel(
     L: gl.constexpr = sums_by_slot(SLOTS, WARPS)
     values = gl.convert_layout(by_slot, L)
     slot = gl.arange(0, SLOTS, layout=gl.SliceLayout(1, L))
-    expert = gl.load(ids + slot, mask=slot < TOP_K, other=-1)
-    weight = gl.load(weights + slot, mask=slot < TOP_K, other=0.0)
-    used = (expert >= 0) & (expert < n_experts) & (gl.abs(weight) >= _SKIPPED_BELOW)
+    begin, weight, used = _slots(ids, weights, slot, n_experts, n_rows, TOP_K)
     row = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(0, L))
     if HAS_BIAS:
-        begin = gl.where(used, expert, 0).to(gl.int64) * n_rows
         values += gl.load(bias + begin[:, None] + row[None, :], mask=used[:, None] & (row < n_rows)[None, :], other=0.0)
     parts = gl.where(used[:, None], weight[:, None] * values, 0.0)
     total = _added(gl.zeros([ROWS], gl.float32, gl.SliceLayout(0, L)), parts)
