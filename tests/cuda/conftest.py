@@ -3,12 +3,8 @@
 What the library allocates without setting it is poisoned first: nothing may depend on what stood there.
 """
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,34 +34,6 @@ def doors(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if device == "cpu":
         monkeypatch.setitem(kinds._KIND_OF_TENSOR, False, "cuda")
     return device
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
-    """By target, processes that compile every kernel for `test_compile`, while the tests before it run.
-
-    The compiler of Triton 3.6 for AMD's GPUs fails at pointers that a condition chooses; that of 3.9 does not.
-    """
-    triton = pytest.importorskip("triton")
-    targets = ["hopper", *(["cdna3"] if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else [])]
-    if all(item.path.name != "test_compile.py" for item in request.session.items):
-        targets = []
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    running = {
-        target: subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("compile_ahead.py"), target],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp(target))},
-        )
-        for target in targets
-    }
-    yield running
-    for process in running.values():
-        with process:
-            process.kill()
 
 
 @pytest.fixture(autouse=True)
