@@ -75,7 +75,7 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
             {"mixed_parts": "*fp32", "state_parts": "*fp32", "sinks": "*fp32", "positions": "*i64", "out": "*fp32",
              "values": ("*bf16",), "sums": ("*fp32",), "n_rows": "i32", "window": "i32"},
             {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True),), "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128,
-             "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128},
+             "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128, "SOON": True},
         ),
         (attend.attend_tokens_kernel, tokens, _TOKENS),
         (

@@ -1,8 +1,9 @@
 """One decoder for every family: it reads an `Architecture`, holds the weights, and turns token ids into logits."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from coterie.models.architecture import Architecture, LatentAttention, Layer, La
 from coterie.models.backend import Backend, Cache, StoreTraits
 from coterie.models.grouped import grouped_attention
 from coterie.models.latent import LatentMatrices, latent_attention, matrices_of
-from coterie.models.launches import Branch, RoutedExperts, add_norms, mlp, routed_experts
+from coterie.models.launches import Branch, RoutedExperts, add_norms, around_experts, mlp
 from coterie.models.observer import RoutingObserver
 from coterie.models.projections import products
 from coterie.models.rows import Rows, rows_of
@@ -199,18 +200,23 @@ class Decoder:
         """The outputs of the dense and of the experts branch; `normed` are norms of h by their paths."""
         block = self._blocks[index]
         weights, dense, moe = block.weights, block.layer.mlp, block.layer.moe
-        branches: list[Branch] = []
+        dense_branch: Callable[[], Array] | None = None
         if dense is not None:
             x = h if dense.before is None else normed[dense.before]
             matrices = (weights[dense.gate], weights[dense.up], weights[dense.down])
-            made = mlp(self.backend, x, *matrices, self.architecture.activation)
-            branches.append((made, _optional(weights, dense.after)))
+            dense_branch = partial(mlp, self.backend, x, *matrices, self.architecture.activation)
+        made, experts = None, None
         if moe is not None:
             assert block.routed is not None
             x, seen = (normed[path] for path in (moe.before, moe.router.norm or moe.before))
-            made = routed_experts(self.backend, x, seen, block.routed, index, observer)
-            branches.append((made, _optional(weights, moe.after)))
-        return branches
+            made, experts = around_experts(self.backend, dense_branch, x, seen, block.routed, index, observer)
+        elif dense_branch is not None:
+            made = dense_branch()
+        return [
+            (found, _optional(weights, branch.after))
+            for found, branch in ((made, dense), (experts, moe))
+            if found is not None and branch is not None
+        ]
 
     def _gated_input(self, inputs: LayerInputs, weights: Mapping[str, Any], h: Array, own: Array) -> Branch:
         gated = self.backend.glu(self.backend.linear(h, weights[inputs.gate]), own, self.architecture.activation)

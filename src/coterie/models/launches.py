@@ -4,7 +4,7 @@ A back end that has a verb of the same name and arguments is asked; for others t
 of `Backend`. Where launches cost as much as the work in them, as on a GPU, a layer of a decoding step is these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,28 @@ def routed_experts(
 
     An observer sees the routing and may change it; then a back end's verb of its own is not asked.
     """
+    return around_experts(backend, None, x, seen, routed, layer, observer)[1]
+
+
+def around_experts(
+    backend: Backend, other: Callable[[], Array] | None, x: Array, seen: Array, routed: RoutedExperts, layer: int,
+    observer: RoutingObserver | None,
+) -> tuple[Array | None, Array]:  # fmt: skip
+    """What the `other` branch returns, if there is one, and `routed_experts`.
+
+    Experts are chosen before the other branch runs, and run behind it: a back end that has `moe_behind`, which is `moe`
+    with a routing that is known by then, may fetch their weights meanwhile.
+    """
     own: Any = getattr(backend, "routed_experts", None)
     if own is not None and observer is None:
-        return own(x, seen, routed.router, routed.bias, routed.spec, routed.experts)
+        made = None if other is None else other()
+        return made, own(x, seen, routed.router, routed.bias, routed.spec, routed.experts)
     # An error here does not only shift a result, it may choose another expert.
     logits = backend.linears(seen, (routed.router,), (routed.bias,), exact=True)[0]
     routing = backend.route(logits, routed.spec)
     if observer is not None:
         routing = observer.routed(layer, logits, routed.spec, routing)
-    return backend.moe(x, routing, routed.experts)
+    if other is None:
+        return None, backend.moe(x, routing, routed.experts)
+    made = other()
+    return made, getattr(backend, "moe_behind", backend.moe)(x, routing, routed.experts)

@@ -4,6 +4,9 @@ A kernel that is launched early (programmatic dependent launch) may do before `w
 nothing that the kernel before it writes: address arithmetic, fetching weights. Every program of every kernel must pass
 `wait_for_previous`, those without work too, and let the next kernel begin only then: so the end of a kernel means the
 end of all kernels before it, and a kernel that begins early finds what all but the last of them wrote.
+
+A kernel of few programs may let the next one begin before it waits itself, if that one fetches nothing but weights
+before it waits: these are then on their way while two kernels are at work.
 """
 
 import contextlib
@@ -37,6 +40,16 @@ def let_next_begin(EARLY: tl.constexpr):
     """Let the next kernel begin once every program of this one has come here or ended."""
     if EARLY:
         gdc_launch_dependents()
+
+
+@triton.jit
+def wait_and_let_begin(SOON: tl.constexpr, EARLY: tl.constexpr):
+    """Both, the next kernel begins first if `SOON`."""
+    if SOON:
+        let_next_begin(EARLY)
+    wait_for_previous(EARLY)
+    if not SOON:
+        let_next_begin(EARLY)
 
 
 @functools.cache

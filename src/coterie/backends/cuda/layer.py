@@ -71,10 +71,10 @@ def run_experts(
 
 def run_slots(
     x: torch.Tensor | Arranged, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
-    *, alone: bool = False,
+    *, alone: bool = False, known: bool = False,
 ) -> SlotOutputs | torch.Tensor:  # fmt: skip
     """`run_experts` without its last step, outputs in `dtype`; or the sums [T, H], where a kernel makes them as fast.
-    alone: each row comes out with the bits that it has in a call of its own.
+    alone: each row comes out with the bits that it has in a call of its own. known: ids are older than the last launch.
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
     up = None if experts.up is None else stack_of(experts.up)
@@ -88,7 +88,9 @@ def run_slots(
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)
-    hidden = _hidden(x, rows, slots, gate, up, (experts.gate_bias, experts.up_bias), experts.activation, down, tile)
+    biases = (experts.gate_bias, experts.up_bias)
+    known = known and slots.kind == "direct"
+    hidden = _hidden(x, rows, slots, gate, up, biases, experts.activation, down, tile, known=known)
     if len(x) == 1 and isinstance(hidden, Rows) and tile.single and single.sums_slots(down, top_k, hidden):
         return single.sum_slots(hidden, chosen, weights, down, experts.down_bias, dtype)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype, known=True)
@@ -101,20 +103,21 @@ def run_dense(
 ) -> torch.Tensor:  # fmt: skip
     """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
     stack, second, last = (stack_of(weight) for weight in (gate, up, down))
-    tile = few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack, second, last))
+    few = alone or single.are_shared(len(x), parts, stack, second, last)
+    tile = few_tile(parts) if few else dense_tile(stack, len(x), parts, serves(stack, second, last))
     tile = single.served(tile, parts, stack, second, last)
     rows = prepare(x, stack, parts, tile)
-    hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile)
+    hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile, known=True)
     return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32, known=True)
 
 
 def _hidden(
     x: torch.Tensor | Arranged, rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
-    biases: Biases, activation: str, down: Stack, tile: Tile,
+    biases: Biases, activation: str, down: Stack, tile: Tile, *, known: bool,
 ) -> Rows | Halves:  # fmt: skip
     """The gated hidden values of every slot, for products with `down`."""
     if up is None or up.same_format == gate.same_format:
-        return gate_and_up(rows, slots, gate, up, biases, activation, down, rows.parts, tile)
+        return gate_and_up(rows, slots, gate, up, biases, activation, down, rows.parts, tile, known=known)
     gates = multiply(rows, slots, gate, biases[0], tile, torch.float32)
     ups = multiply(prepare(x, up, rows.parts, tile), slots, up, biases[1], tile, torch.float32)
     return prepare(glu(gates, ups, activation), down, rows.parts, tile)

@@ -30,8 +30,7 @@ def linears(
     calls of their own; up to 16 rows do in any case.
     """
     stacks = [stack_of(weight) for weight in weights]
-    tiles = [few_tile(parts) if alone else dense_tile(stack, len(x), parts, serves(stack)) for stack in stacks]
-    tiles = [single.served(tile, parts, stack) for tile, stack in zip(tiles, stacks, strict=True)]
+    tiles = [_tile(stack, len(x), parts, alone) for stack in stacks]
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
 
@@ -57,6 +56,11 @@ def linears(
             for index, product in zip(some, products, strict=True):
                 out[index] = product
     return [product for product in out if product is not None]
+
+
+def _tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
+    few = alone or single.are_shared(n_rows, parts, stack)
+    return single.served(few_tile(parts) if few else dense_tile(stack, n_rows, parts, serves(stack)), parts, stack)
 
 
 def _together(

@@ -123,13 +123,15 @@ def multiply(
 
 def gate_and_up(
     rows: Rows | Halves, slots: Slots, gate: Stack, up: Stack | None,
-    biases: Biases, activation: str, down: Stack, parts: int, tile: Tile,
+    biases: Biases, activation: str, down: Stack, parts: int, tile: Tile, *, known: bool = False,
 ) -> Rows | Halves:  # fmt: skip
-    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
+    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both. known:
+    as in `multiply`.
+    """
     if isinstance(rows, Halves):
         return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile)
     if tile.single:
-        return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts)
+        return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts, known=known)
     device = rows.values.device
     span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)

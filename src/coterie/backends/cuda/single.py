@@ -30,13 +30,15 @@ _MOST_CODES = {4: 384, 8: 256}
 
 _MOST_WARPS = 8
 
-_FEW_CODES, _FOUR_PROGRAMS = 256, 128
-"""Codes of a thread with which its registers can be so many: a multiprocessor has room for four programs of four warps.
-"""
+_FEW_CODES, _SIXTEEN_WARPS = 256, 128
+"""Codes of a thread with which its registers can be so many: a multiprocessor has room for sixteen warps."""
 
 _MOST_SUMMING, _MULTIPROCESSORS = 8, 132
 """Warps of a program that has all slots of a token; a multiprocessor has room for one, so there may be as many of them.
 """
+
+_SHARED_COLUMNS, _CACHED_BYTES = 64, 16 << 20
+"""Columns that meet a matrix of so many bytes: the second-level cache has it from the first time on."""
 
 _MOST_PROGRAMS = 65535
 
@@ -55,6 +57,16 @@ def served(tile: Tile, parts: int, *stacks: Stack | None) -> Tile:
 def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack) -> bool:
     """Whether routed rows are few beside the experts, and can go this way."""
     return n_slots * parts * _SHARE <= gate.n_experts and served(few_tile(parts), parts, gate, up, down).single
+
+
+def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
+    """Whether rows of one matrix each can go this way, and are few enough that reading it for every eight columns anew
+    costs less than to have them in one program.
+    """
+    if n_rows * parts > _SHARED_COLUMNS or not served(few_tile(parts), parts, *stacks).single:
+        return False
+    are_small = all(stack.codes.numel() * stack.codes.element_size() <= _CACHED_BYTES for stack in stacks)
+    return are_small and all(_codes(stack, _warps(stack)) <= _FEW_CODES for stack in stacks)
 
 
 def _fits(stack: Stack) -> bool:
@@ -76,10 +88,11 @@ def _warps(stack: Stack) -> int:
     return next(warps for warps in (1, 2, 4, _MOST_WARPS) if _codes(stack, warps) <= _MOST_CODES[stack.bits])
 
 
-def _options(stack: Stack, warps: int) -> dict[str, int]:
+def _options(stack: Stack, warps: int, n_programs: int) -> dict[str, int]:
     """How the kernels are compiled."""
-    many_fit = stack.bits == 4 and warps == 4 and _codes(stack, warps) <= _FEW_CODES
-    return {"num_warps": warps, **({"maxnreg": _FOUR_PROGRAMS} if many_fit else {})}
+    can_be_less = stack.bits == 4 and _codes(stack, warps) <= _FEW_CODES
+    is_worth_it = warps == _MOST_WARPS // 2 or (warps == _MOST_WARPS and n_programs > _MULTIPROCESSORS)
+    return {"num_warps": warps, **({"maxnreg": _SIXTEEN_WARPS} if can_be_less and is_worth_it else {})}
 
 
 def multiply_together(
@@ -89,11 +102,11 @@ def multiply_together(
     arguments `described` of `linear_kernel` say.
     """
     parts, n = x.shape[:2]
-    warps = _warps(first)
+    warps, n_blocks = _warps(first), triton.cdiv(n, _COLUMNS // parts)
     with on_device_of(x):
-        gluon.single_linear_kernel[(n_tiles, triton.cdiv(n, _COLUMNS // parts))](
+        gluon.single_linear_kernel[(n_tiles, n_blocks)](
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
-            parts, warps, **early(x, fused=False), **_options(first, warps),
+            parts, warps, **early(x, fused=False), **_options(first, warps, n_tiles * n_blocks),
         )  # fmt: skip
 
 
@@ -131,14 +144,14 @@ def sum_slots(
 
 def gate_and_up(
     rows: Rows, slots: Slots, gate: Stack, up: Stack | None, biases: Biases,
-    activation: str, down: Stack, parts: int,
+    activation: str, down: Stack, parts: int, *, known: bool,
 ) -> Rows:  # fmt: skip
     """activation(gate) * up of each slot's row, as rows for products with `down`, which need no sums. up of None: gate
-    holds both.
+    holds both. known: as in `products.multiply`.
     """
     device = rows.values.device
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
-    _launch(rows, slots, gate, up, biases, values, activation, down, parts, known=slots.kind == "dense")
+    _launch(rows, slots, gate, up, biases, values, activation, down, parts, known=known)
     return Rows(values, torch.empty((parts, slots.n, 0), dtype=torch.float32, device=device), down.group)
 
 
@@ -164,5 +177,5 @@ def _launch(
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, slots.kind, rows.parts, out_parts,
-                known, warps, **early(x, fused=False), **_options(stack, warps),
+                known, warps, **early(x, fused=False), **_options(stack, warps, n_tiles * n_blocks),
             )  # fmt: skip

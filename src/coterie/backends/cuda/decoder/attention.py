@@ -71,12 +71,15 @@ class Projected:
 
 
 def attend_rows(
-    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wishes: Wishes
+    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wishes: Wishes, *, alone: bool
 ) -> Arranged:
-    """Mixed values f32 [T, heads * D]; keys and values join the stores."""
+    """Mixed values f32 [T, heads * D]; keys and values join the stores. alone: each row of a step comes out with the
+    bits that it has by itself.
+    """
     place = ("attention", layer)
     if rows.is_step:
-        mixed, made = _step(projected, sinks, rows, layer, wishes.at(place))
+        n_together = 1 if alone else len(projected.queries)
+        mixed, made = _step(projected, sinks, rows, layer, wishes.at(place), n_together)
     else:
         mixed, made = _tokens(projected, sinks, rows, layer), ()
     return Arranged(mixed.view(len(mixed), -1), made, wishes, place)
@@ -97,11 +100,12 @@ def projected_rows(
 
 
 def _step(
-    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wished: Sequence[Arrangement]
-) -> tuple[torch.Tensor, tuple[Made, ...]]:
+    projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wished: Sequence[Arrangement],
+    n_together: int,
+) -> tuple[torch.Tensor, tuple[Made, ...]]:  # fmt: skip
     spec, n_rows = projected.spec, len(projected.queries)
     group = spec.n_heads // spec.n_kv_heads
-    shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype)
+    shape = step_shape(spec.head_dim, spec.n_kv_heads, group, projected.dtype, n_together)
     shares = Shares(n_rows, spec.n_heads, spec.head_dim, shape, spec.window, rows.positions)
     beside = spec.n_kv_heads * shape.parts
     with on_device_of(projected.queries):
@@ -192,6 +196,6 @@ class Shares:
                 ARRANGED=tuple(tuple(one.arrangement) for one in made),
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
-                num_warps=8, **early(out, fused=False),
+                SOON=n_rows == 1, num_warps=8, **early(out, fused=False),
             )  # fmt: skip
         return out, made

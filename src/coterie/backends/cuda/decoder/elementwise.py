@@ -61,7 +61,7 @@ def add_norms(
             TOP_K=tuple(0 if slots is None else slots.weights.shape[1] for slots in outputs),
             NORMS_OF=tuple(weight is not None for _, weight in branches), HAS_AFTER=after is not None,
             HAS_SCALAR=scalar is not None, ARRANGED=tuple((norm, *one.arrangement) for norm, one in flat),
-            BLOCK=triton.next_power_of_2(size), num_warps=_warps(size), **early(h, fused=False),
+            BLOCK=triton.next_power_of_2(size), SOON=n_rows == 1, num_warps=_warps(size), **early(h, fused=False),
         )  # fmt: skip
     return out, [
         Arranged(wide, tuple(some), wishes, place) for wide, some, place in zip(normed, made, places, strict=True)

@@ -29,14 +29,16 @@ def attend_latent_rows(
     layer: int,
     scale: float,
     dtype: torch.dtype,
+    *,
+    alone: bool,
 ) -> torch.Tensor:
     """Values f32 [T, H, V] of queries [T, H, P] and turned [T, H, D]; latents [T, 1, R] and keys [T, 1, D] join the
-    stores. key_up f32 [H, R, P], value_up f32 [H, V, R].
+    stores. key_up f32 [H, R, P], value_up f32 [H, V, R]. alone: each row of a step has the bits that it has by itself.
     """
     stores = rows.stores[layer]
     _keep(latents, keys, rows, stores, dtype)
     absorbed = by_head(queries, key_up)
-    mixed = _step(absorbed, turned, rows, stores, scale, dtype) if rows.is_step else None
+    mixed = _step(absorbed, turned, rows, stores, scale, dtype, alone) if rows.is_step else None
     if mixed is None:
         mixed = torch.empty_like(absorbed)
         absorbed, turned = absorbed.to(dtype), turned.to(dtype)
@@ -73,10 +75,10 @@ def _keep(
 
 def _step(
     absorbed: torch.Tensor, turned: torch.Tensor, rows: DeviceRows, stores: torch.Tensor, scale: float,
-    dtype: torch.dtype,
+    dtype: torch.dtype, alone: bool,
 ) -> torch.Tensor:  # fmt: skip
     n_rows, n_heads, rank = absorbed.shape
-    dim, shape = turned.shape[-1], step_shape(rank, 1, n_heads, dtype)
+    dim, shape = turned.shape[-1], step_shape(rank, 1, n_heads, dtype, 1 if alone else n_rows)
     shares = Shares(n_rows, n_heads, rank, shape, None, rows.positions)
     none: Any = None
     with on_device_of(absorbed):

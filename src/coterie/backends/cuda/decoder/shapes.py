@@ -6,7 +6,10 @@ import torch
 import triton
 
 _PROGRAMS = 256
-"""Programs that a step of one sequence is divided among, if it is long enough: two for each multiprocessor."""
+"""Programs that a step is divided among, if its sequences are long enough: two for each multiprocessor."""
+
+_WIDE_PROGRAMS = 128
+"""The same where heads are wider, and fill a multiprocessor's registers."""
 
 _PROGRAMS_AT_ONCE = 1024
 """Programs of a step of many sequences: about as many as multiprocessors have room for."""
@@ -47,12 +50,16 @@ def shared_memory(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", _LEAST_SHARED))
 
 
-def step_shape(head_dim: int, n_kv_heads: int, group: int, dtype: torch.dtype) -> StepShape:
-    """The shape for steps of any length and any number of rows: it must not depend on either."""
+def step_shape(head_dim: int, n_kv_heads: int, group: int, dtype: torch.dtype, n_together: int = 1) -> StepShape:
+    """The shape for steps of any length, on which it must not depend; nor on the number of rows, if each has the bits
+    that it has alone. Where rows need not, they are `n_together`, and fewer shares of each are written and read again.
+    """
     block = triton.next_power_of_2(head_dim)
     heads = 16 if group <= 16 else 32
     parts = triton.cdiv(group, heads)
-    n_splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (n_kv_heads * parts)))
+    # A record of a step has a few rows more than there are texts: with powers of two it has the bits of a pass.
+    beside = n_kv_heads * parts * triton.next_power_of_2(n_together)
+    n_splits = max(1, min(_MOST_SPLITS, (_PROGRAMS if block <= 128 else _WIDE_PROGRAMS) // beside))
     n_keys = 64 if block <= 128 else 32
     if dtype == torch.float32:
         n_keys = 16

@@ -87,7 +87,7 @@ class Verbs:
         rows: DeviceRows, layer: int, eps: float,
     ) -> Arranged:  # fmt: skip
         projected = attention.projected_rows(queries, new, spec, vectors, eps, self.dtype)
-        return attention.attend_rows(projected, vectors.sinks, rows, layer, self._wishes)
+        return attention.attend_rows(projected, vectors.sinks, rows, layer, self._wishes, alone=self._alone)
 
     @within_memory
     def attend_latent_rows(
@@ -96,7 +96,7 @@ class Verbs:
     ) -> torch.Tensor:  # fmt: skip
         key_up, value_up = self._dense(matrices.key, not matrices.key_transposed), self._dense(matrices.value, False)
         return latent.attend_latent_rows(
-            queries, turned, latents, keys, key_up, value_up, rows, layer, scale, self.dtype
+            queries, turned, latents, keys, key_up, value_up, rows, layer, scale, self.dtype, alone=self._alone
         )
 
     def route(self, logits: torch.Tensor, spec: RouteSpec) -> Routing:
@@ -106,9 +106,19 @@ class Verbs:
     @within_memory
     def moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs | torch.Tensor:
         """The outputs of the experts, which `add_norms` weighs and sums unless that is done."""
+        return self._moe(x, routing, experts, known=False)
+
+    @within_memory
+    def moe_behind(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs | torch.Tensor:
+        """`moe`, where something was launched since the routing was."""
+        return self._moe(x, routing, experts, known=True)
+
+    def _moe(
+        self, x: torch.Tensor | Arranged, routing: Routing, experts: Any, *, known: bool
+    ) -> SlotOutputs | torch.Tensor:
         is_wide = self.precision == "exact" or self._alone or len(x) <= _FEW
         dtype = torch.float32 if is_wide else torch.bfloat16
-        return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone)
+        return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone, known=known)
 
     @within_memory
     def mlp(self, x: torch.Tensor | Arranged, gate: Weight, up: Weight, down: Weight, activation: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from coterie.backends.cuda.kernels.heads import (
 )
 from coterie.backends.cuda.kernels.norms import arrange_row
 from coterie.backends.cuda.kernels.tiles import product
-from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
+from coterie.backends.cuda.launch import let_next_begin, wait_and_let_begin, wait_for_previous
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def combine_shares_kernel(
     mixed_parts, state_parts, sinks, positions, out, values, sums, n_rows, window,
     N_HEADS: tl.constexpr, ARRANGED: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, D: tl.constexpr,
     N_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_D: tl.constexpr, SOON: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program: a head of a row. out f32 [rows, N_HEADS, D]; zeros for a row whose position is negative.
 
@@ -166,8 +166,7 @@ def combine_shares_kernel(
     columns = tl.arange(0, BLOCK_D)
     inside = columns < D
     part = (row * N_HEADS + head) * N_SPLITS
-    wait_for_previous(EARLY)
-    let_next_begin(EARLY)
+    wait_and_let_begin(SOON, EARLY)
     some = tl.arange(0, CHUNK)
     tile = tl.load(
         mixed_parts + (part + some)[:, None] * D + columns[None, :],

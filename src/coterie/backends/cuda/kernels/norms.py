@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.prepare import group_sums
-from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
+from coterie.backends.cuda.launch import let_next_begin, wait_and_let_begin, wait_for_previous
 from coterie.ops.combine import SKIPPED_BELOW
 
 _SKIPPED_BELOW = tl.constexpr(SKIPPED_BELOW)
@@ -18,6 +18,13 @@ _SKIPPED_BELOW = tl.constexpr(SKIPPED_BELOW)
 def norm_factor(x, size, eps):
     """1 / sqrt(mean(x^2) + eps) of a row whose places beyond `size` are 0."""
     return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), size * 1.0) + eps))
+
+
+@triton.jit
+def norm_factors(x, y, size, eps):
+    """`norm_factor` of two rows, for which warps wait for each other once."""
+    sums = tl.sum(tl.join(x * x, y * y), 0)
+    return tl.split(tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(sums, size * 1.0) + eps)))
 
 
 @triton.jit
@@ -114,7 +121,7 @@ def arrange_row(
 def add_norms_kernel(
     h, branches, branch_norms, ids, weights, after, scalar, out, befores, normed, values, sums, n_rows, n_experts, eps,
     SIZE: tl.constexpr, TOP_K: tl.constexpr, NORMS_OF: tl.constexpr, HAS_AFTER: tl.constexpr, HAS_SCALAR: tl.constexpr,
-    ARRANGED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ARRANGED: tl.constexpr, BLOCK: tl.constexpr, SOON: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program: one row. out = (h + after(sum of the branches)) * scalar, and the norms of out that follow it.
 
@@ -138,16 +145,19 @@ def add_norms_kernel(
     stream = tl.load(h + place, mask=inside, other=0.0)
     slots_0 = _weights_of(ids, weights, n_experts, row, 0, TOP_K[0])
     slots_1 = _weights_of(ids, weights, n_experts, row, len(branches) - 1, TOP_K[len(branches) - 1])
-    wait_for_previous(EARLY)
-    let_next_begin(EARLY)
-    y = tl.zeros_like(stream)
-    for branch in tl.static_range(len(branches)):
-        part = branch_row(
-            branches[branch], slots_0 if branch == 0 else slots_1, row, columns, inside, SIZE, TOP_K[branch]
-        )
-        if NORMS_OF[branch]:
-            part = part * norm_factor(part, SIZE, eps) * (branch_scale_0 if branch == 0 else branch_scale_1)
-        y += part
+    wait_and_let_begin(SOON, EARLY)
+    y = branch_row(branches[0], slots_0, row, columns, inside, SIZE, TOP_K[0])
+    if len(branches) == 1:
+        if NORMS_OF[0]:
+            y = y * norm_factor(y, SIZE, eps) * branch_scale_0
+    else:
+        other = branch_row(branches[1], slots_1, row, columns, inside, SIZE, TOP_K[1])
+        factor_0, factor_1 = norm_factors(y, other, SIZE, eps)
+        if NORMS_OF[0]:
+            y = y * factor_0 * branch_scale_0
+        if NORMS_OF[1]:
+            other = other * factor_1 * branch_scale_1
+        y += other
     if HAS_AFTER:
         y = y * norm_factor(y, SIZE, eps) * after_scale
     y += stream
