@@ -58,6 +58,7 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
         "HAS_SCALAR": True,
         "ARRANGED": ((0, 64, 4, 1, True), (1, 64, 2, 2, True)),
         "BLOCK": 4096,
+        "SOON": True,
     }
     normed = {"x": "*fp32", "weight": "*fp32", "out": "*fp32", "size": "i32", "x_stride": "i32", "eps": "fp32"}
     turned = {"x": "*fp32", "out": "*fp32", "cos": "*fp32", "sin": "*fp32"}

@@ -22,9 +22,11 @@ def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any], *, parts: int
     return [y if bias is None else y + bias for y, bias in zip(products, biases, strict=True)]
 
 
-def run_slots(x: Any, ids: Any, weights: Any, experts: Any, parts: int, dtype: Any, *, alone: bool = False) -> Any:
+def run_slots(
+    x: Any, ids: Any, weights: Any, experts: Any, parts: int, dtype: Any, *, alone: bool = False, known: bool = False
+) -> Any:
     """`coterie.backends.cuda.layer.run_slots`, in f32, row by row; no biases."""
-    del parts, dtype, alone
+    del parts, dtype, alone, known
     gate, up, down = map(_dense, (experts.gate, experts.up, experts.down))
     rows, chosen = [], ids.view(torch.int32)
     for row, own in zip(_wide(x), chosen.long(), strict=True):

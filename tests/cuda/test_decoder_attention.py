@@ -123,13 +123,33 @@ def test_positions_that_many_programs_share(
     assert Comparison(rng, spec, "exact").worst_row([[14], *[[1]] * 4, [27], *[[1]] * 4]) < BOUNDS["exact"]
 
 
+@pytest.mark.parametrize(("programs", "splits"), [(8, 1), (16, 2), (64, 8)])
+def test_rows_together_have_fewer_shares(
+    rng: np.random.Generator, programs: int, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda.decoder import shapes
+
+    monkeypatch.setattr(shapes, "_PROGRAMS", programs)
+    assert shapes.step_shape(16, 2, 2, torch.float32, n_together=3).n_splits == splits
+    assert Comparison(rng, PLAIN, "exact").worst_row([[40, 1, 20], *[[1, 1, 1]] * 2]) < BOUNDS["exact"]
+
+
+def test_a_record_of_a_few_rows_more_has_the_shares_of_a_pass() -> None:
+    from coterie.backends.cuda.decoder.shapes import step_shape
+    from coterie.backends.cuda.decoder.steps import rows_for
+
+    for n_rows in range(1, 130):
+        shapes = {step_shape(128, 4, 8, torch.bfloat16, n).n_splits for n in (n_rows, rows_for(n_rows))}
+        assert len(shapes) == 1
+
+
 @pytest.mark.parametrize("programs", [6, 1024])
 def test_a_row_of_a_step_has_the_bits_that_it_has_alone(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many splits a program takes: of 6 programs each of the rows alone has three, and together one."""
     from coterie.backends.cuda.decoder import verbs
 
     monkeypatch.setattr("coterie.backends.cuda.decoder.shapes._PROGRAMS_AT_ONCE", programs)
-    backend, spec = verbs(), replace(WINDOW, n_heads=8)
+    backend, spec = verbs().row_by_row, replace(WINDOW, n_heads=8)
     frequencies = {spec.rope: np.array(spec.rope.frequencies, np.float32)}
     width, kv = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     lengths = (1, 5, 20)

@@ -1,5 +1,6 @@
 """Whether there is a GPU, and what is said in one line where there is none that can be used."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -58,3 +59,21 @@ def test_each_obstacle_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) 
         device.check_machine()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     device.check_machine()
+
+
+def test_nothing_is_collected_while_launches_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that goes meanwhile ends the recording."""
+    import gc
+
+    from coterie.backends.cuda import launch
+
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, **_options: contextlib.nullcontext())
+    for collects in (True, False):
+        (gc.enable if collects else gc.disable)()
+        try:
+            with pytest.raises(RuntimeError, match="in between"), launch.recorded(None):  # type: ignore[arg-type]
+                assert not gc.isenabled()
+                raise RuntimeError("in between")
+            assert gc.isenabled() == collects
+        finally:
+            gc.enable()

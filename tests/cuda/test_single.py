@@ -95,7 +95,7 @@ def test_numbers_of_rows(form: str, dtype: str, rng: np.random.Generator) -> Non
     for n_rows in (7, 8, 9, 15, 16, 17, 48):
         matrix = weight(rng, (n_rows, 192), FORMATS[form])
         exact = dequantize_reference(matrix).astype(np.float64).T
-        for n_inputs in (1, 3, 4, 5, 8, 9, 16):
+        for n_inputs in (1, 3, 4, 5, 8, 9, 16, 31, 33, 64):
             x = floats(rng, (n_inputs, 192), dtype)
             (found,) = linears(on("cuda", x), [on_device("cuda", matrix)], [None], parts=parts_of(dtype))
             limit = product_limit(matrix, parts_of(dtype)) + input_limit(dtype)
@@ -224,3 +224,20 @@ def test_routed_rows_are_few_beside_the_experts(
     assert single.are_few(16, 1, stack, None, stack)
     assert not single.are_few(17, 1, stack, None, stack)
     assert not single.are_few(9, 2, stack, None, stack)
+
+
+def test_matrices_that_are_cached_are_read_for_every_eight_columns(
+    device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import gluon, single
+    from coterie.backends.cuda.stacks import stack_of
+
+    monkeypatch.setattr(gluon, "serves", lambda _device: True)
+    stack, wide = (stack_of(on_device(device, weight(rng, (8, n), FORMATS["4 bits"]))) for n in (128, 2816))
+    assert single.are_shared(64, 1, stack, stack)
+    assert single.are_shared(32, 2, stack)
+    assert not single.are_shared(65, 1, stack)
+    assert not single.are_shared(33, 2, stack)
+    assert not single.are_shared(32, 1, stack, wide)
+    monkeypatch.setattr(single, "_CACHED_BYTES", 8 * 64 - 1)
+    assert not single.are_shared(32, 1, stack)

@@ -76,3 +76,37 @@ def test_where_somebody_looks_on_routing_is_not_part_of_a_piece() -> None:
     logits(made, Looking())
     assert "add_norms" in asked
     assert "routed_experts" not in asked
+
+
+class Behind:
+    """A back end without pieces of its own that can be told that a routing is known."""
+
+    def __init__(self, backend: Any, asked: list[str]) -> None:
+        self._backend, self._asked = backend, asked
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PIECES:
+            raise AttributeError(name)
+        verb = getattr(self._backend, "moe" if name == "moe_behind" else name)
+        if name not in ("route", "glu", "moe", "moe_behind"):
+            return verb
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            self._asked.append(name)
+            return verb(*arguments, **options)
+
+        return noted
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("mixtral", ["route", "moe"]), ("gemma4_per_layer_experts", ["route", "glu", "moe_behind", "glu"])],
+)
+def test_experts_are_chosen_before_a_dense_branch_and_run_behind_it(name: str, order: list[str]) -> None:
+    made, asked = load(tiny.checkpoint(name, "4 bits g64"))._decoder, list[str]()
+    made.backend = Behind(made.backend, [])  # type: ignore[assignment]
+    expected = logits(made)
+    made.backend = Behind(made.backend._backend, asked)  # type: ignore[attr-defined, assignment]
+    assert np.array_equal(logits(made, Looking()), expected)
+    n_layers = sum(layer.moe is not None for layer in made.architecture.layers)
+    assert asked == order * n_layers * 3

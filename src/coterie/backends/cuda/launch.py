@@ -11,6 +11,7 @@ before it waits: these are then on their way while two kernels are at work.
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,21 @@ def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
     if _launches_early(tensor.device):
         return {"EARLY": True, "launch_pdl": True, "enable_fp_fusion": fused}
     return {"EARLY": False, "enable_fp_fusion": fused}
+
+
+@contextlib.contextmanager
+def recorded(graph: torch.cuda.CUDAGraph, capture_error_mode: str = "global") -> Iterator[None]:
+    """Record launches in `graph`. Python's collector waits: what it frees, other graphs among it, calls the driver in
+    ways that end a recording.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode=capture_error_mode):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextlib.contextmanager

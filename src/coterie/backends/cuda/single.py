@@ -83,8 +83,12 @@ def _codes(stack: Stack, warps: int) -> int:
     return max(warps, first + second) * stack.group * _ROWS // (32 * warps)
 
 
-def _warps(stack: Stack) -> int:
-    """The fewest warps whose threads have registers for all: what warps share, they wait for."""
+def _warps(stack: Stack, n_tiles: int | None = None) -> int:
+    """The fewest warps whose threads have registers for all: what warps share, they wait for. More where the programs
+    of a whole matrix, n_tiles for every eight columns, have a multiprocessor each.
+    """
+    if n_tiles is not None and n_tiles <= _MULTIPROCESSORS and stack.n_columns >= _MOST_WARPS * stack.group:
+        return _MOST_WARPS
     return next(warps for warps in (1, 2, 4, _MOST_WARPS) if _codes(stack, warps) <= _MOST_CODES[stack.bits])
 
 
@@ -102,7 +106,7 @@ def multiply_together(
     arguments `described` of `linear_kernel` say.
     """
     parts, n = x.shape[:2]
-    warps, n_blocks = _warps(first), triton.cdiv(n, _COLUMNS // parts)
+    warps, n_blocks = _warps(first, n_tiles), triton.cdiv(n, _COLUMNS // parts)
     with on_device_of(x):
         gluon.single_linear_kernel[(n_tiles, n_blocks)](
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
@@ -166,7 +170,7 @@ def _launch(
     x = nothing = rows.values
     n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     n_blocks = slots.n_blocks(_COLUMNS // rows.parts)
-    warps = _warps(stack)
+    warps = _warps(stack, n_tiles if slots.kind == "dense" else None)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             gluon.single_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from coterie.backends.cuda.launch import INTERPRETED
+from coterie.backends.cuda.launch import INTERPRETED, recorded
 
 Work = Callable[[], Any]
 
@@ -31,7 +31,7 @@ class Recording:
         torch.cuda.synchronize(place)
         if not _waits(work):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with recorded(graph):
                 work()
             self._play, self.is_graph = graph.replay, True
         self._play()

@@ -196,6 +196,6 @@ class Shares:
                 ARRANGED=tuple(tuple(one.arrangement) for one in made),
                 HAS_SINKS=sinks is not None, HAS_WINDOW=self._window is not None, D=dim, N_SPLITS=n_splits,
                 SPLITS=splits, CHUNK=max(1, min(splits, _CHUNK // block)), BLOCK_N=self._n_keys, BLOCK_D=block,
-                SOON=n_rows == 1, num_warps=8, **early(out, fused=False),
+                SOON=n_rows == 1, num_warps=4, **early(out, fused=False),
             )  # fmt: skip
         return out, made

@@ -15,6 +15,7 @@ from coterie.arrays import as_numpy
 from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker, store_table
 from coterie.backends.cuda.decoder.sampling import Chooser
 from coterie.backends.cuda.device import within_memory
+from coterie.backends.cuda.launch import recorded
 
 Compute = Callable[[DeviceRows], torch.Tensor]
 """Logits f32 [rows, V] of a step; reads nothing of the host's that changes."""
@@ -65,7 +66,7 @@ class Record:
         else:
             with _recording:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                with recorded(graph, capture_error_mode="thread_local"):
                     self._logits = self._once(None)
             self._graph = graph
             graph.replay()
