@@ -67,13 +67,16 @@ def test_nothing_is_collected_while_launches_are_recorded(monkeypatch: pytest.Mo
 
     from coterie.backends.cuda import launch
 
+    def fail() -> None:
+        assert not gc.isenabled()
+        raise RuntimeError("in between")
+
     monkeypatch.setattr(torch.cuda, "graph", lambda _graph, **_options: contextlib.nullcontext())
     for collects in (True, False):
         (gc.enable if collects else gc.disable)()
         try:
             with pytest.raises(RuntimeError, match="in between"), launch.recorded(None):  # type: ignore[arg-type]
-                assert not gc.isenabled()
-                raise RuntimeError("in between")
+                fail()
             assert gc.isenabled() == collects
         finally:
             gc.enable()

@@ -1,8 +1,8 @@
 """From a token's logits to its experts and their weights, one token a program.
 
-Experts are compared by keys: the bits of a score in an order that integers share, and below them the id upside down, so
-that one maximum finds the best expert and of equal ones the lowest. A chosen key, and one outside of the best groups,
-becomes -1, which is below that of every expert.
+Experts are compared by ranks: the bits of a score in an order that integers share, because warps find the highest of 32
+integers at once. Of equal ones the lowest id wins. A chosen expert, and one outside of the best groups, has the lowest
+rank of all.
 """
 
 import triton
@@ -15,39 +15,43 @@ from coterie.ops.routing import SIGMOID_SUM_FLOOR
 _SIGMOID_SUM_FLOOR = tl.constexpr(SIGMOID_SUM_FLOOR)
 
 
+_NO_RANK = tl.constexpr(-(1 << 31))
+_NO_ID = tl.constexpr((1 << 31) - 1)
+
+
 @triton.jit
-def _key(score, ids):
+def _rank(score):
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
-    return (rank << 31) | (ids ^ 0x7FFFFFFF).to(tl.int64)
+    return tl.maximum(bits ^ ((bits >> 31) & 0x7FFFFFFF), _NO_RANK + 1)
 
 
 @triton.jit
-def _score(key):
-    rank = ((key >> 31) - 0x80000000).to(tl.int32)
+def _score(rank):
     return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _id(key):
-    return (key & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
+def _best(ranks, ids, axis: tl.constexpr):
+    """The lowest id of the highest rank along an axis."""
+    highest = tl.max(ranks, axis, keep_dims=True)
+    return tl.min(tl.where(ranks == highest, ids, _NO_ID), axis, keep_dims=True)
 
 
 @triton.jit
-def _within_best_groups(keys, N_GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, TOP2: tl.constexpr):
-    """`keys` [groups, members] without those outside of the best groups."""
-    groups = tl.arange(0, keys.shape[0])
-    best = tl.max(keys, 1)
-    score = _score(best)
+def _within_best_groups(ranks, N_GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, TOP2: tl.constexpr):
+    """`ranks` [groups, members] without those outside of the best groups."""
+    groups, members = tl.arange(0, ranks.shape[0])[:, None], tl.arange(0, ranks.shape[1])[None, :]
+    score = _score(tl.max(ranks, 1, keep_dims=True))
     if TOP2:
-        score += _score(tl.max(tl.where(keys == best[:, None], -1, keys), 1))
-    rivals = tl.where(groups < N_GROUPS, _key(score, groups), -1)
+        others = tl.where(members == _best(ranks, members, 1), _NO_RANK, ranks)
+        score += _score(tl.max(others, 1, keep_dims=True))
+    rivals = tl.where(groups < N_GROUPS, _rank(score), _NO_RANK)
     kept = groups < 0
     for _ in range(TOP_GROUPS):
-        winner = rivals == tl.max(rivals, 0)
+        winner = groups == _best(rivals, groups, 0)
         kept = kept | winner
-        rivals = tl.where(winner, -1, rivals)
-    return tl.where(kept[:, None], keys, -1)
+        rivals = tl.where(winner, _NO_RANK, rivals)
+    return tl.where(kept, ranks, _NO_RANK)
 
 
 @triton.jit
@@ -79,19 +83,23 @@ def route_kernel(
         choice = sigmoid(logit) if SIGMOID else tl.exp(logit - peak) / total
     if HAS_BIAS:
         choice += tl.load(selection_bias + experts, mask=real, other=0.0).to(tl.float32)
-    keys = tl.where(real, _key(choice, experts), -1)
+    ranks = tl.where(real, _rank(choice), _NO_RANK)
     if N_GROUPS > 1:
-        keys = _within_best_groups(keys, N_GROUPS, TOP_GROUPS, TOP2)
+        ranks = _within_best_groups(ranks, N_GROUPS, TOP_GROUPS, TOP2)
     slots = tl.arange(0, SLOTS)
-    chosen = slots.to(tl.int64)
+    chosen, reached = tl.zeros((SLOTS,), tl.int32), tl.full((SLOTS,), _NO_RANK, tl.int32)
     for slot in range(TOP_K):
-        best = tl.max(tl.max(keys, 1), 0)
-        chosen = tl.where(slots == slot, best, chosen)
-        keys = tl.where(keys == best, -1, keys)
+        highest = tl.max(tl.max(ranks, 1), 0)
+        best = tl.min(tl.min(tl.where(ranks == highest, experts, _NO_ID), 1), 0)
+        chosen, reached = tl.where(slots == slot, best, chosen), tl.where(slots == slot, highest, reached)
+        ranks = tl.where(experts == best, _NO_RANK, ranks)
 
     filled = slots < TOP_K
-    expert = tl.where(filled, _id(chosen), 0)
-    logit = tl.load(row + expert, mask=filled, other=float("-inf")).to(tl.float32)
+    expert = tl.where(filled, chosen, 0)
+    if BY_LOGITS and not HAS_BIAS:
+        logit = tl.where(filled, _score(reached), float("-inf"))
+    else:
+        logit = tl.load(row + expert, mask=filled, other=float("-inf")).to(tl.float32)
     if SIGMOID:
         weight = tl.where(filled, sigmoid(logit), 0.0)
         if RENORMALIZE:
