@@ -86,11 +86,16 @@ def recorded(graph: torch.cuda.CUDAGraph, capture_error_mode: str = "global") ->
             gc.enable()
 
 
-@contextlib.contextmanager
-def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+@functools.cache
+def _device_count() -> int:
+    return torch.cuda.device_count()
+
+
+_HERE = contextlib.nullcontext()
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launch on the device of `tensor`, which need not be the current one."""
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        yield
-        return
-    with torch.cuda.device(tensor.device):
-        yield
+    if tensor.device.type != "cuda" or _device_count() == 1 or tensor.device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)

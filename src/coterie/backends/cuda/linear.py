@@ -19,6 +19,9 @@ from coterie.backends.cuda.tiles import Tile, batches_in_step, dense_tile, few_t
 _TOGETHER = 3
 """Matrices that one launch takes."""
 
+_REMEMBERED = 64
+"""Tiles that a matrix remembers."""
+
 
 def linears(
     x: torch.Tensor | Arranged, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
@@ -59,6 +62,16 @@ def linears(
 
 
 def _tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
+    """The tile of a product, remembered: to find it costs the host half of what a launch does."""
+    found: Tile | None = stack.tiles.get((n_rows, parts, alone))
+    if found is None:
+        if len(stack.tiles) >= _REMEMBERED:
+            stack.tiles.clear()
+        found = stack.tiles[n_rows, parts, alone] = _find_tile(stack, n_rows, parts, alone)
+    return found
+
+
+def _find_tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
     few = alone or single.are_shared(n_rows, parts, stack)
     return single.served(few_tile(parts) if few else dense_tile(stack, n_rows, parts, serves(stack)), parts, stack)
 

@@ -1,7 +1,7 @@
 """Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -23,7 +23,7 @@ class Stack:
 
     per_unit: codes in a unit, 1 where they are fetched one by one. excess: what `kernels.codes` makes codes too large
     by. For plain weights scales and biases are `codes` itself, and are not read. derived: what was once
-    computed of them.
+    computed of them; tiles: how they were multiplied with numbers of rows.
     """
 
     codes: torch.Tensor
@@ -38,6 +38,7 @@ class Stack:
     per_unit: int
     excess: int
     derived: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    tiles: dict[tuple[int, int, bool], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def bytes_each(self) -> float:
