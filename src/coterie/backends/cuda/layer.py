@@ -16,10 +16,11 @@ from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.kernels.slots import sum_slots_kernel
 from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.linear import whole_tile
 from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.stacks import Biases, Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import Tile, dense_tile, few_tile, tile_for
+from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
@@ -103,9 +104,7 @@ def run_dense(
 ) -> torch.Tensor:  # fmt: skip
     """down(activation(gate(x)) * up(x)) of x [T, H] by matrices that all rows meet: f32 [T, H]; `alone` as above."""
     stack, second, last = (stack_of(weight) for weight in (gate, up, down))
-    few = alone or single.are_shared(len(x), parts, stack, second, last)
-    tile = few_tile(parts) if few else dense_tile(stack, len(x), parts, serves(stack, second, last))
-    tile = single.served(tile, parts, stack, second, last)
+    tile = whole_tile(len(x), parts, alone, stack, second, last)
     rows = prepare(x, stack, parts, tile)
     hidden = _hidden(x, rows, Slots.dense(rows), stack, second, (None, None), activation, last, tile, known=True)
     return multiply(hidden, Slots.dense(hidden), last, None, tile, torch.float32, known=True)

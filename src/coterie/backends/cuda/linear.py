@@ -67,13 +67,15 @@ def _tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
     if found is None:
         if len(stack.tiles) >= _REMEMBERED:
             stack.tiles.clear()
-        found = stack.tiles[n_rows, parts, alone] = _find_tile(stack, n_rows, parts, alone)
+        found = stack.tiles[n_rows, parts, alone] = whole_tile(n_rows, parts, alone, stack)
     return found
 
 
-def _find_tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
-    few = alone or single.are_shared(n_rows, parts, stack)
-    return single.served(few_tile(parts) if few else dense_tile(stack, n_rows, parts, serves(stack)), parts, stack)
+def whole_tile(n_rows: int, parts: int, alone: bool, *stacks: Stack) -> Tile:
+    """The tile for rows that all meet each of these matrices, which go the same way."""
+    few = alone or single.are_shared(n_rows, parts, *stacks)
+    tile = few_tile(parts) if few else dense_tile(stacks[0], n_rows, parts, serves(*stacks))
+    return single.served(tile, parts, *stacks)
 
 
 def _together(
