@@ -150,14 +150,12 @@ def layer_limit(made: Experts, dtype: str, top_k: int, *, exact: bool = False) -
 
 
 def summed(found: Any) -> np.ndarray:
-    """What experts give, [T, H]: summed as a decoder sums it, or by the kernel that made it."""
+    """What experts give, [T, H], summed as a decoder sums it."""
     import torch
 
     from coterie.backends.cuda.arranged import Wishes
     from coterie.backends.cuda.decoder.elementwise import add_norms
 
-    if isinstance(found, torch.Tensor):
-        return off(found)
     nothing = torch.zeros((len(found.weights), found.values.shape[1]), device=found.values.device)
     return off(add_norms(nothing, [(found, None)], None, None, [], 1e-6, Wishes())[0])
 

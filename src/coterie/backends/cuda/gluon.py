@@ -17,7 +17,6 @@ __all__ = [
     "serves",
     "single_linear_kernel",
     "single_rows_kernel",
-    "single_slots_kernel",
 ]
 
 NEWEST_TRITON = (3, 9)
@@ -26,13 +25,11 @@ NEWEST_TRITON = (3, 9)
 half_rows_kernel: Any = None
 single_linear_kernel: Any = None
 single_rows_kernel: Any = None
-single_slots_kernel: Any = None
 if version_of(triton.__version__) <= NEWEST_TRITON:
     with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
         from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
         from coterie.backends.cuda.kernels.single.linear import single_linear_kernel
         from coterie.backends.cuda.kernels.single.rows import single_rows_kernel
-        from coterie.backends.cuda.kernels.single.slots import single_slots_kernel
 
 _CAPABILITY = 9
 

@@ -66,15 +66,15 @@ def run_experts(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """The weighted sums [T, H] of x [T, H] through the experts ids, weights [T, k]; each activation in `parts`."""
-    found = run_slots(x, ids, weights, experts, parts, dtype if parts == 1 else torch.float32)
-    return found if isinstance(found, torch.Tensor) else _sum_slots(found, dtype)
+    return _sum_slots(run_slots(x, ids, weights, experts, parts, dtype if parts == 1 else torch.float32), dtype)
 
 
 def run_slots(
     x: torch.Tensor | Arranged, ids: torch.Tensor, weights: torch.Tensor, experts: Any, parts: int, dtype: torch.dtype,
     *, alone: bool = False, known: bool = False,
-) -> SlotOutputs | torch.Tensor:  # fmt: skip
-    """`run_experts` without its last step, outputs in `dtype`; or the sums [T, H], where a kernel makes them as fast.
+) -> SlotOutputs:  # fmt: skip
+    """`run_experts` without its last step, outputs in `dtype`.
+
     alone: each row comes out with the bits that it has in a call of its own. known: ids are older than the last launch.
     """
     gate, down = stack_of(experts.gate), stack_of(experts.down)
@@ -84,7 +84,7 @@ def run_slots(
     halves = bounded and serves(gate, up, down)
     are_few = alone or single.are_few(chosen.numel(), parts, gate, up, down)
     tile = few_tile(parts) if are_few else tile_for(gate, chosen.numel(), parts, halves)
-    tile = single.served(tile, parts, gate, up, down)
+    tile = single.served(tile, parts, gate, up, last=down)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
@@ -92,8 +92,6 @@ def run_slots(
     biases = (experts.gate_bias, experts.up_bias)
     known = known and slots.kind == "direct"
     hidden = _hidden(x, rows, slots, gate, up, biases, experts.activation, down, tile, known=known)
-    if len(x) == 1 and isinstance(hidden, Rows) and tile.single and single.sums_slots(down, top_k, hidden):
-        return single.sum_slots(hidden, chosen, weights, down, experts.down_bias, dtype)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype, known=True)
     return SlotOutputs(values, chosen, weights, gate.n_experts)
 

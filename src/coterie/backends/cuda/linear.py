@@ -95,7 +95,7 @@ def _together(
     first = stacks[0]
     has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
     if tile.single:
-        single.multiply_together(x, described, has_bias, first, n_tiles)
+        single.multiply_together(x, described, has_bias, stacks)
         return out
     with on_device_of(x):
         linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](

@@ -1,8 +1,8 @@
-"""Products of up to eight columns on Hopper GPUs, the fastest for single rows.
+"""Products of up to eight columns on Hopper GPUs, or a few times as many: the fastest where experts have few rows.
 
-Weights go from memory into the registers of the matrix units at once: `kernels.single`. Codes are multiplied exactly,
-and a column's bits are its own, whatever stands beside it. Other GPUs, formats and numbers of columns go through the
-kernels of `products` and `linear`.
+A program asks for all of its weights at once: `kernels.single`. Codes are multiplied exactly, and a column's bits are
+its own, whatever stands beside it. Other GPUs, formats and numbers of columns go through the kernels of `products` and
+`linear`.
 """
 
 from collections.abc import Sequence
@@ -12,106 +12,147 @@ import torch
 import triton
 
 from coterie.backends.cuda import gluon
+from coterie.backends.cuda.kernels.slots import add_pieces_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.rows import Rows, Slots
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, few_tile
 
 _COLUMNS = 8
+"""Columns of a block of rows: what the matrix units take."""
+
 _ROWS = 16
-"""Columns and rows of a matrix that a program has; of gate and up half of the rows each."""
+"""Rows of a tile of a matrix; of gate and up half of them each."""
 
 _FORMATS = {("affine", 4), ("affine", 8), ("mxfp4", 4)}
 _UNITS = (8, 16, 32)
 """16-bit units of a group: from 2 to 8 a thread, in one load."""
 
-_MOST_CODES = {4: 384, 8: 256}
-"""Codes that a thread has registers for, by their bits."""
+_MOST_COLUMNS = {4: 8192, 8: 4096}
+"""Columns of a row that a program has, by the bits of codes: its shared memory holds two tiles of them."""
 
-_MOST_WARPS = 8
+_PIECE, _MOST_PIECES = 4096, 8
+"""Columns of a piece of longer rows, and how many pieces they may have."""
 
-_FEW_CODES, _SIXTEEN_WARPS = 256, 128
-"""Codes of a thread with which its registers can be so many: a multiprocessor has room for sixteen warps."""
+_OF_WARP = 720
+"""Columns up to which a warp has part of a row: with more, more warps share it."""
 
-_MOST_SUMMING, _MULTIPROCESSORS = 8, 132
-"""Warps of a program that has all slots of a token; a multiprocessor has room for one, so there may be as many of them.
-"""
+_FEWEST_WARPS, _MOST_WARPS = 2, 8
+
+_REGISTERS, _WARPS_RESIDENT = 128, 16
+"""Registers of a thread, and the warps for which a multiprocessor then has room."""
+
+_MULTIPROCESSORS, _SHARED_MEMORY = 132, 220 << 10
+"""Of a GPU, and bytes of each of them."""
+
+_BYTES_OF_CONSTANTS = 8
+"""Of a group of a row: scale and constant."""
+
+_MOST_BLOCKS = 4
+"""Blocks of columns that meet the codes of a program, which become numbers once."""
 
 _SHARED_COLUMNS, _CACHED_BYTES = 64, 16 << 20
-"""Columns that meet a matrix of so many bytes: the second-level cache has it from the first time on."""
+"""Columns that whole matrices meet this way; larger matrices so many as are read once, others are in the second-level
+cache from the first time on.
+"""
 
 _MOST_PROGRAMS = 65535
 
-_SHARE = 4
-"""Experts for a routed row, from which on so few have more than one that their own weights are all that counts."""
+_BLOCK = 1024
+
+_FEW = 2.5
+"""Routed rows an expert, up to which this is the fastest way."""
 
 
-def served(tile: Tile, parts: int, *stacks: Stack | None) -> Tile:
-    """`tile`, which goes this way if products with all of these matrices can, activations in `parts`."""
+def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = None) -> Tile:
+    """`tile`, which goes this way if products with all of these matrices can, activations in `parts`. last: a matrix
+    whose rows may go in pieces.
+    """
     if not tile.few or tile.rows * parts != _COLUMNS:
         return tile
     there = [stack for stack in stacks if stack is not None]
-    return replace(tile, single=all(_fits(stack) and gluon.serves(stack.codes.device) for stack in there))
+    can = all(_fits(stack) and _pieces(stack) == 1 for stack in there) and (last is None or _fits(last))
+    on_device = [stack for stack in (*there, last) if stack is not None]
+    return replace(tile, single=can and all(gluon.serves(stack.codes.device) for stack in on_device))
 
 
 def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack) -> bool:
-    """Whether routed rows are few beside the experts, and can go this way."""
-    return n_slots * parts * _SHARE <= gate.n_experts and served(few_tile(parts), parts, gate, up, down).single
+    """Whether experts have few rows, and these can go this way."""
+    return n_slots * parts <= _FEW * gate.n_experts and served(few_tile(parts), parts, gate, up, last=down).single
 
 
 def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
-    """Whether rows of one matrix each can go this way, and are few enough that reading it for every eight columns anew
-    costs less than to have them in one program.
-    """
+    """Whether rows that all meet the same matrices are few, and can go this way."""
     if n_rows * parts > _SHARED_COLUMNS or not served(few_tile(parts), parts, *stacks).single:
         return False
-    are_small = all(stack.codes.numel() * stack.codes.element_size() <= _CACHED_BYTES for stack in stacks)
-    return are_small and all(_codes(stack, _warps(stack)) <= _FEW_CODES for stack in stacks)
+    is_once = n_rows * parts <= _MOST_BLOCKS * _COLUMNS
+    return is_once or all(stack.codes.numel() * stack.codes.element_size() <= _CACHED_BYTES for stack in stacks)
 
 
 def _fits(stack: Stack) -> bool:
-    """Whether there is a kernel for its format, whose threads have registers for a row's codes."""
+    """Whether there is a kernel for its format, and room for its rows or pieces of them."""
     is_known = (stack.mode, stack.bits) in _FORMATS and stack.group // stack.per_unit in _UNITS
-    return is_known and _codes(stack, _MOST_WARPS) <= _MOST_CODES[stack.bits]
+    return is_known and _pieces(stack) > 0
 
 
-def _codes(stack: Stack, warps: int) -> int:
-    """Codes that a thread has: of powers of two of groups (`kernels.single.numbers.runs_of`)."""
-    n_groups = stack.n_columns // stack.group
-    first = 1 << n_groups.bit_length() - 1
-    second = 0 if first == n_groups else max(warps, triton.next_power_of_2(n_groups - first))
-    return max(warps, first + second) * stack.group * _ROWS // (32 * warps)
+def _pieces(stack: Stack) -> int:
+    """How many pieces of equal length its rows have; 0 if they cannot be divided."""
+    if stack.n_columns <= _MOST_COLUMNS[stack.bits]:
+        return 1
+    lengths = (
+        (n, stack.n_columns // n) for n in range(2, _MOST_PIECES + 1) if stack.n_columns % (n * stack.group) == 0
+    )
+    return next((n for n, length in lengths if length <= _PIECE), 0)
 
 
 def _warps(stack: Stack, n_tiles: int | None = None) -> int:
-    """The fewest warps whose threads have registers for all: what warps share, they wait for. More where the programs
-    of a whole matrix, n_tiles for every eight columns, have a multiprocessor each.
-    """
+    """The warps that share a row. More where the programs of a whole matrix, n_tiles, have a multiprocessor each."""
     if n_tiles is not None and n_tiles <= _MULTIPROCESSORS and stack.n_columns >= _MOST_WARPS * stack.group:
         return _MOST_WARPS
-    return next(warps for warps in (1, 2, 4, _MOST_WARPS) if _codes(stack, warps) <= _MOST_CODES[stack.bits])
+    warps, n_columns = _FEWEST_WARPS, stack.n_columns // _pieces(stack)
+    while warps < _MOST_WARPS and n_columns > warps * _OF_WARP:
+        warps *= 2
+    return warps
 
 
-def _options(stack: Stack, warps: int, n_programs: int) -> dict[str, int]:
-    """How the kernels are compiled."""
-    can_be_less = stack.bits == 4 and _codes(stack, warps) <= _FEW_CODES
-    is_worth_it = warps == _MOST_WARPS // 2 or (warps == _MOST_WARPS and n_programs > _MULTIPROCESSORS)
-    return {"num_warps": warps, **({"maxnreg": _SIXTEEN_WARPS} if can_be_less and is_worth_it else {})}
+def _tiles(stack: Stack, warps: int, n_programs: int, *, gated: bool) -> int:
+    """Tiles of a program: two, which share activations, where n_programs of one are more than there is room for at a
+    time; of gate and up only if there is room for as many programs of two.
+    """
+    at_a_time = _WARPS_RESIDENT // warps
+    if n_programs <= _MULTIPROCESSORS * at_a_time:
+        return 1
+    n_groups = stack.n_columns // _pieces(stack) // stack.group
+    held = triton.next_power_of_2(triton.cdiv(n_groups, warps) * warps)
+    n_bytes = _ROWS * (n_groups * stack.group * stack.bits // 8 + held * _BYTES_OF_CONSTANTS)
+    return 1 if gated and 2 * n_bytes * at_a_time > _SHARED_MEMORY else 2
 
 
 def multiply_together(
-    x: torch.Tensor, described: Sequence[torch.Tensor | int], has_bias: Sequence[bool], first: Stack, n_tiles: int
+    x: torch.Tensor, described: Sequence[torch.Tensor | int], has_bias: Sequence[bool], stacks: Sequence[Stack]
 ) -> None:
-    """Rows x [parts, n, K] times up to three matrices of the format of `first`, which have n_tiles programs, as the
-    arguments `described` of `linear_kernel` say.
+    """Rows x [parts, n, K] times up to three matrices of one format, as the arguments `described` of `linear_kernel`
+    say.
     """
     parts, n = x.shape[:2]
-    warps, n_blocks = _warps(first, n_tiles), triton.cdiv(n, _COLUMNS // parts)
+    first = stacks[0]
+    blocks, n_blocks = _blocks_of_columns(n, parts)
+    n_tiles = sum(triton.cdiv(stack.n_rows, _ROWS) for stack in stacks)
+    warps = _warps(first, n_tiles)
+    tiles = 1 if blocks > 1 else _tiles(first, warps, n_tiles * n_blocks, gated=False)
+    n_programs = sum(triton.cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
     with on_device_of(x):
-        gluon.single_linear_kernel[(n_tiles, n_blocks)](
+        gluon.single_linear_kernel[(n_programs, n_blocks)](
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
-            parts, warps, **early(x, fused=False), **_options(first, warps, n_tiles * n_blocks),
+            parts, tiles, blocks, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
         )  # fmt: skip
+
+
+def _blocks_of_columns(n: int, parts: int) -> tuple[int, int]:
+    """(blocks of columns of a program, programs) for n rows that meet one matrix."""
+    needed = triton.cdiv(n * parts, _COLUMNS)
+    blocks = min(_MOST_BLOCKS, triton.next_power_of_2(needed))
+    return blocks, triton.cdiv(needed, blocks)
 
 
 def multiply(
@@ -120,30 +161,15 @@ def multiply(
     """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]. known: as in
     `products.multiply`.
     """
-    _launch(rows, slots, stack, None, (bias, None), out, None, None, 1, known=known)
-
-
-def sums_slots(down: Stack, top_k: int, rows: Rows) -> bool:
-    """Whether a token's hidden values can go through the matrices of all its experts, and be summed, in one kernel."""
-    fits = triton.next_power_of_2(top_k) * _warps(down) <= _MOST_SUMMING
-    return rows.parts == 1 and fits and triton.cdiv(down.n_rows, _ROWS) <= _MULTIPROCESSORS
-
-
-def sum_slots(
-    rows: Rows, ids: torch.Tensor, weights: torch.Tensor, stack: Stack, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """The weighted sum [1, N] of the slots' rows [top_k, K], each times the transpose of its expert's matrix."""
-    x, top_k = rows.values, ids.numel()
-    out = torch.empty((1, stack.n_rows), dtype=dtype, device=x.device)
-    slots = triton.next_power_of_2(top_k)
-    warps = slots * _warps(stack)
-    with on_device_of(x):
-        gluon.single_slots_kernel[(triton.cdiv(stack.n_rows, _ROWS),)](
-            x, stack.codes, stack.scales, stack.biases, x if bias is None else bias, ids, weights, out,
-            stack.n_experts, stack.n_rows, stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
-            bias is not None, top_k, slots, warps, **early(x, fused=False), num_warps=warps,
-        )  # fmt: skip
-    return out
+    pieces = _pieces(stack)
+    if pieces == 1:
+        _launch(rows, slots, stack, None, (bias, None), out, None, None, 1, known=known)
+        return
+    n, n_columns = out.shape
+    sums = torch.empty((n, pieces, n_columns), dtype=torch.float32, device=out.device)
+    _launch(rows, slots, stack, None, (bias, None), sums, None, None, 1, known=known)
+    with on_device_of(out):
+        add_pieces_kernel[(n, triton.cdiv(n_columns, _BLOCK))](sums, out, n_columns, pieces, _BLOCK, **early(out))
 
 
 def gate_and_up(
@@ -168,18 +194,23 @@ def _launch(
     gated = target is not None
     second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     x = nothing = rows.values
-    n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
-    n_blocks = slots.n_blocks(_COLUMNS // rows.parts)
-    warps = _warps(stack, n_tiles if slots.kind == "dense" else None)
+    is_dense, of_tile = slots.kind == "dense", _ROWS // 2 if gated else _ROWS
+    blocks, n_blocks = (
+        _blocks_of_columns(slots.n, rows.parts) if is_dense else (1, slots.n_blocks(_COLUMNS // rows.parts))
+    )
+    n_tiles, pieces = triton.cdiv(n_rows, of_tile), _pieces(stack)
+    warps = _warps(stack, n_tiles if is_dense else None)
+    tiles = 1 if blocks > 1 else _tiles(stack, warps, n_tiles * n_blocks * pieces, gated=gated)
+    n_programs = triton.cdiv(n_rows, of_tile * tiles)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            gluon.single_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
+            gluon.single_rows_kernel[(n_programs, min(_MOST_PROGRAMS, n_blocks - first), pieces)](
                 x, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias,
                 slots.order, slots.offsets, slots.blocks, out,
-                stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
-                stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
+                stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
+                stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
-                gated, activation or "", bias is not None, slots.kind, rows.parts, out_parts,
-                known, warps, **early(x, fused=False), **_options(stack, warps, n_tiles * n_blocks),
+                gated, activation or "", bias is not None, slots.top_k, slots.kind, rows.parts, out_parts,
+                known, tiles, blocks, pieces, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
             )  # fmt: skip

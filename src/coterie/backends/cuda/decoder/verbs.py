@@ -104,18 +104,16 @@ class Verbs:
         return Routing(ids, chosen, logits.shape[-1])
 
     @within_memory
-    def moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs | torch.Tensor:
-        """The outputs of the experts, which `add_norms` weighs and sums unless that is done."""
+    def moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs:
+        """The outputs of the experts, which `add_norms` weighs and sums."""
         return self._moe(x, routing, experts, known=False)
 
     @within_memory
-    def moe_behind(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs | torch.Tensor:
+    def moe_behind(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any) -> SlotOutputs:
         """`moe`, where something was launched since the routing was."""
         return self._moe(x, routing, experts, known=True)
 
-    def _moe(
-        self, x: torch.Tensor | Arranged, routing: Routing, experts: Any, *, known: bool
-    ) -> SlotOutputs | torch.Tensor:
+    def _moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any, *, known: bool) -> SlotOutputs:
         is_wide = self.precision == "exact" or self._alone or len(x) <= _FEW
         dtype = torch.float32 if is_wide else torch.bfloat16
         return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone, known=known)

@@ -1,13 +1,18 @@
-"""How the warps of a program share a product of ROWS rows: each has some of the groups, all rows, and all columns."""
+"""How the warps of a program share ROWS rows of a matrix: each has one of the groups of a chunk, all rows, and all
+columns.
+"""
 
 import triton
 from triton.experimental.gluon import language as gl
 
 ROWS = gl.constexpr(16)
-"""Rows of a matrix that a program has."""
+"""Rows of a tile: what a product of the matrix units takes."""
 
 COLUMNS = gl.constexpr(8)
-"""Columns of activations that it multiplies."""
+"""Columns of activations that it takes."""
+
+_LINE = 64
+"""Units of 16 bits that shared memory gives at a time."""
 
 
 @triton.constexpr_function
@@ -23,12 +28,6 @@ def products(warps):
 
 
 @triton.constexpr_function
-def sums(warps):
-    """[ROWS, COLUMNS] over all groups."""
-    return gl.SliceLayout(0, products(warps))
-
-
-@triton.constexpr_function
 def left(warps):
     """Numbers [groups, ROWS, columns of a group] as the matrix units take them."""
     return gl.DotOperandLayout(0, products(warps), 2)
@@ -41,61 +40,84 @@ def right(warps):
 
 
 @triton.constexpr_function
-def units_read(n_groups, n_units, warps):
-    """Units [groups, ROWS, n_units], of which a thread has n_units / 4 neighbours in each of two rows."""
+def codes_copied(width, warps):
+    """Units [ROWS, width], 16 bytes at a time, a row's side by side."""
+    lanes = min(32, width // 8)
+    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [warps, 1], [1, 0])
+
+
+@triton.constexpr_function
+def codes_kept(n_units, warps):
+    """Units [ROWS, warps * n_units] in shared memory, so that rows of one group lie in different banks."""
+    in_line = max(1, _LINE // n_units)
+    return gl.SwizzledSharedLayout(n_units, max(1, in_line // warps), min(in_line, warps), [1, 0])
+
+
+@triton.constexpr_function
+def codes_read(n_units, warps):
+    """Units [ROWS, warps * n_units], of which a thread has n_units / 4 neighbours in each of two rows."""
     each = n_units // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, 0, bit] for bit in _bits(each)]
-        + [[0, 8, 0]]
-        + [[warps * bit, 0, 0] for bit in _bits(n_groups // warps)],
-        lane_bases=[[0, 0, each], [0, 0, 2 * each], [0, 1, 0], [0, 2, 0], [0, 4, 0]],
-        warp_bases=[[bit, 0, 0] for bit in _bits(warps)],
+        reg_bases=[[0, bit] for bit in _bits(each)] + [[8, 0]],
+        lane_bases=[[0, each], [0, 2 * each], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[0, n_units * bit] for bit in _bits(warps)],
         block_bases=[],
-        shape=[n_groups, 16, n_units],
+        shape=[16, n_units * warps],
     )
 
 
 @triton.constexpr_function
-def columns_read(n_groups, size, n_units, warps):
-    """Activations [groups, size, COLUMNS] of groups of n_units units, to go with what `units_read` reads."""
+def columns_read(size, n_units, warps):
+    """Activations [warps, size, COLUMNS] of groups of n_units units, to go with what `codes_read` reads."""
     each = n_units // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit, 0] for bit in _bits(each)]
-        + [[0, n_units * bit, 0] for bit in _bits(size // n_units)]
-        + [[warps * bit, 0, 0] for bit in _bits(n_groups // warps)],
+        reg_bases=[[0, bit, 0] for bit in _bits(each)] + [[0, n_units * bit, 0] for bit in _bits(size // n_units)],
         lane_bases=[[0, each, 0], [0, 2 * each, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]],
         warp_bases=[[bit, 0, 0] for bit in _bits(warps)],
         block_bases=[],
-        shape=[n_groups, size, 8],
+        shape=[warps, size, 8],
     )
 
 
 @triton.constexpr_function
-def constants_read(n_groups, warps):
-    """Scales or biases [ROWS, groups], of which a thread has neighbours: those of its warp's groups."""
-    each = n_groups // warps
+def columns_of(size, n_units, warps):
+    """[COLUMNS] beside `columns_read`."""
+    return gl.SliceLayout(0, gl.SliceLayout(1, columns_read(size, n_units, warps)))
+
+
+@triton.constexpr_function
+def constants_fetched(n_groups, held, warps):
+    """Scales or biases [ROWS, held]: rows in neighbouring threads, each as many groups as it can ask for at once."""
+    each = min(n_groups & -n_groups, 8, max(1, held // (2 * warps)))
+    return gl.BlockedLayout([1, each], [16, 2], [1, warps], [0, 1])
+
+
+@triton.constexpr_function
+def constants_used(warps):
+    """[groups, 8 rows, the row and the one 8 behind it, scale and constant]: one read gives a thread all four."""
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit] for bit in _bits(each)] + [[8, 0]],
-        lane_bases=[[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]],
-        warp_bases=[[0, each * bit] for bit in _bits(warps)],
+        reg_bases=[[0, 0, 0, 1], [0, 0, 1, 0]],
+        lane_bases=[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 4, 0, 0]],
+        warp_bases=[[bit, 0, 0, 0] for bit in _bits(warps)],
         block_bases=[],
-        shape=[16, n_groups],
+        shape=[warps, 8, 2, 2],
     )
 
 
 @triton.constexpr_function
-def groups_counted(each, warps):
-    """[warps, each]: every warp's groups."""
-    return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit] for bit in _bits(each)],
-        lane_bases=[[0, 0]] * 5,
-        warp_bases=[[bit, 0] for bit in _bits(warps)],
-        block_bases=[],
-        shape=[warps, each],
-    )
+def added_up(parts, warps):
+    """[warps, rows, parts, columns of a part]: what is added up is one thread's."""
+    columns = 8 // parts
+    return gl.BlockedLayout([warps, 1, parts, 1], [1, 32 // columns, 1, columns], [1, warps, 1, 1], [3, 2, 1, 0])
 
 
 @triton.constexpr_function
-def sums_by_slot(slots, warps):
-    """[slots, ROWS]: all slots of a row are one thread's."""
-    return gl.BlockedLayout([slots, 1], [1, 32], [1, warps], [1, 0])
+def results(parts, warps):
+    """[rows, columns of a part]: sums over the others of `added_up`."""
+    return gl.SliceLayout(1, gl.SliceLayout(0, added_up(parts, warps)))
+
+
+@triton.constexpr_function
+def in_order(rank):
+    """Shared memory without a twist."""
+    return gl.SwizzledSharedLayout(1, 1, 1, list(range(rank))[::-1])

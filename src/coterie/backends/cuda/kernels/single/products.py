@@ -1,126 +1,131 @@
-"""The product of ROWS rows of a matrix with a few columns of activations, all of it in registers."""
+"""Tiles in shared memory times columns of activations."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from coterie.backends.cuda.kernels.codes import scale_of
-from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, columns_read, left, products, sums
-from coterie.backends.cuda.kernels.single.numbers import (
-    beside_numbers,
-    by_group,
-    excess,
-    groups_in,
-    numbers,
-    read_constants,
-    read_units,
-    runs_of,
+from coterie.backends.cuda.kernels.single.layouts import (
+    COLUMNS,
+    ROWS,
+    added_up,
+    codes_read,
+    columns_of,
+    columns_read,
+    constants_used,
+    in_order,
+    left,
+    products,
 )
+from coterie.backends.cuda.kernels.single.numbers import beside_numbers, numbers
+from coterie.backends.cuda.kernels.single.weights import await_rows, chunks_of, read_some
 
 
 @gluon.jit
-def _read_run(
-    matrix, other, first_row, last_row, K: gl.constexpr, MODE: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
-    PAIRED: gl.constexpr, BEGIN: gl.constexpr, HELD: gl.constexpr, WARPS: gl.constexpr,
-):  # fmt: skip
-    """(units, scales, biases) of HELD groups."""
-    NG: gl.constexpr = K // G
-    units = read_units(matrix[0], other[0], first_row, last_row, NG, G // C, PAIRED, BEGIN, HELD, WARPS)
-    scale = read_constants(matrix[1], other[1], first_row, last_row, NG, PAIRED, BEGIN, HELD, WARPS)
-    bias = scale
-    if MODE == "affine":
-        bias = read_constants(matrix[2], other[2], first_row, last_row, NG, PAIRED, BEGIN, HELD, WARPS)
-    return units, scale, bias
+def _constants(kept, chunk: gl.constexpr, WARPS: gl.constexpr):
+    """Scales and constants f32 [WARPS, ROWS, COLUMNS] of a chunk."""
+    L: gl.constexpr = gl.SliceLayout(2, products(WARPS))
+    scale, constant = gl.split(kept.slice(chunk * WARPS, WARPS).load(constants_used(WARPS)))
+    scale = gl.convert_layout(gl.reshape(gl.permute(scale, (0, 2, 1)), (WARPS, ROWS)), L, assert_trivial=True)
+    constant = gl.convert_layout(gl.reshape(gl.permute(constant, (0, 2, 1)), (WARPS, ROWS)), L, assert_trivial=True)
+    shape: gl.constexpr = (WARPS, ROWS, COLUMNS)
+    return scale[:, :, None].broadcast_to(shape), constant[:, :, None].broadcast_to(shape)
 
 
 @gluon.jit
-def read_rows(
-    matrix, other, first_row, last_row, K: gl.constexpr, MODE: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
-    PAIRED: gl.constexpr, WARPS: gl.constexpr,
-):  # fmt: skip
-    """What `multiply` takes of the rows of `starts` of matrices whose (codes, scales, biases) begin at `matrix` and
-    `other`: all of their memory is asked for at once.
-    """
-    RUNS: gl.constexpr = runs_of(K // G, WARPS)
-    one = _read_run(matrix, other, first_row, last_row, K, MODE, G, C, PAIRED, 0, RUNS[0], WARPS)
-    two = one
-    if RUNS[1] > 0:
-        two = _read_run(matrix, other, first_row, last_row, K, MODE, G, C, PAIRED, RUNS[0], RUNS[1], WARPS)
-    return one, two
-
-
-@gluon.jit
-def _read_columns(
-    x, rows, live, n_inputs, K: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr,
-    BEGIN: gl.constexpr, HELD: gl.constexpr, WARPS: gl.constexpr,
-):  # fmt: skip
-    """Activations bfloat16 [HELD, G, COLUMNS] of groups from group BEGIN on."""
-    U: gl.constexpr = G // C
-    L: gl.constexpr = columns_read(HELD, G, U, WARPS)
-    OF_COLUMNS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, L))
-    part = gl.arange(0, COLUMNS, layout=OF_COLUMNS) // (COLUMNS // PARTS)
-    start = (part.to(gl.int64) * n_inputs + gl.convert_layout(rows, OF_COLUMNS)) * K
-    mask = gl.convert_layout(live, OF_COLUMNS)[None, None, :]
-    first, group = groups_in(HELD, 1, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, L)))
-    k = gl.arange(0, G, layout=gl.SliceLayout(0, gl.SliceLayout(2, L)))
-    near = x + start[None, None, :] + (first * G)[:, None, None] + k[None, :, None]
-    if BEGIN + HELD > K // G:
-        mask = mask & (first + group < K // G - BEGIN)[:, None, None]
-    return beside_numbers(gl.load(near + ((BEGIN + group) * G)[:, None, None], mask=mask, other=0.0), U, WARPS)
-
-
-@gluon.jit
-def read_columns(
-    x, rows, live, n_inputs, K: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr,
+def _add_tile(
+    sums, tile, columns, totals, chunk: gl.constexpr, U: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr,
     WARPS: gl.constexpr,
 ):  # fmt: skip
-    """What `multiply` takes of x bfloat16 [PARTS, n_inputs, K]: `rows` [COLUMNS], the first COLUMNS / PARTS of them of
-    the first part and so on; zeros where a column is not live.
-    """
-    RUNS: gl.constexpr = runs_of(K // G, WARPS)
-    one = _read_columns(x, rows, live, n_inputs, K, G, C, PARTS, 0, RUNS[0], WARPS)
-    two = one
-    if RUNS[1] > 0:
-        two = _read_columns(x, rows, live, n_inputs, K, G, C, PARTS, RUNS[0], RUNS[1], WARPS)
-    return one, two
+    """A tile's sums, of each of the BLOCKS of columns, plus the products of a chunk."""
+    room, kept = tile
+    units = gl.reshape(room[chunk].index(0).load(codes_read(U, WARPS)), (ROWS, WARPS, U))
+    codes = numbers(gl.permute(units, (1, 0, 2)), MODE, BITS, WARPS)
+    scale, constant = _constants(kept, chunk, WARPS)
+    nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
+    result = ()
+    for block in gl.static_range(len(sums)):
+        total = gl.fma(mma_v2(codes, columns[block], nothing), scale, sums[block])
+        if MODE == "affine":
+            total = gl.fma(totals[block], constant, total)
+        result += (total,)
+    return result
 
 
 @gluon.jit
-def multiply_run(matrix, columns, MODE: gl.constexpr, BITS: gl.constexpr, WARPS: gl.constexpr):
-    """Products f32 [WARPS, ROWS, COLUMNS] over the groups that each warp has of a run. A group's sum of number times
-    activation meets its scale in f32, and its sum of activations its bias.
-    """
-    units, scale, bias = matrix
-    HELD: gl.constexpr = units.shape[0]
-    nothing = gl.zeros([HELD, ROWS, COLUMNS], gl.float32, products(WARPS))
-    found = mma_v2(numbers(units, MODE, BITS, WARPS), columns, nothing)
-    scale = scale_of(scale, MODE)
-    found *= by_group(scale, WARPS)
-    if MODE == "affine":
-        ones = gl.full([HELD, ROWS, columns.shape[1]], 1.0, gl.bfloat16, left(WARPS))
-        constant = bias.to(gl.float32) - excess(MODE, BITS) * scale
-        shape: gl.constexpr = (HELD, ROWS, COLUMNS)
-        found = gl.fma(mma_v2(ones, columns, nothing), by_group(constant, WARPS).broadcast_to(shape), found)
-    own = gl.sum(gl.reshape(found, (HELD // WARPS, WARPS, ROWS, COLUMNS)), 0)
-    return gl.convert_layout(own, products(WARPS), assert_trivial=True)
+def _places(
+    x, inputs, n_inputs, ROW: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr
+):
+    """Where the activations [WARPS, G, COLUMNS] of the first chunk stand."""
+    L: gl.constexpr = columns_read(G, G // C, WARPS)
+    part = gl.arange(0, COLUMNS, layout=columns_of(G, G // C, WARPS)) // (COLUMNS // PARTS)
+    start = (part.to(gl.int64) * n_inputs + inputs) * ROW
+    group = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, L)))
+    k = gl.arange(0, G, layout=gl.SliceLayout(0, gl.SliceLayout(2, L)))
+    return x + start[None, None, :] + (group * G)[:, None, None] + k[None, :, None]
 
 
 @gluon.jit
-def multiply(
-    matrix, columns, K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, WARPS: gl.constexpr,
+def _read_chunk(near, chunk: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: gl.constexpr, WARPS: gl.constexpr):
+    """A chunk's activations of each block of columns, as the matrix units take them."""
+    L: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, columns_read(G, U, WARPS)))
+    ALL: gl.constexpr = (chunk + 1) * WARPS * G <= K
+    there = (gl.arange(0, WARPS, layout=L) < K // G - chunk * WARPS)[:, None, None]
+    return [beside_numbers(read_some(place + chunk * WARPS * G, there, ALL), U, WARPS) for place in near]
+
+
+@gluon.jit
+def multiply_rows(
+    rows, x, inputs, n_inputs, K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr,
+    G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """What `read_rows` gives times what `read_columns` gives: f32 [WARPS, ROWS, COLUMNS], to be `finished`."""
-    RUNS: gl.constexpr = runs_of(K // G, WARPS)
-    total = multiply_run(matrix[0], columns[0], MODE, BITS, WARPS)
-    if RUNS[1] > 0:
-        total += multiply_run(matrix[1], columns[1], MODE, BITS, WARPS)
-    return total
+    """What `keep_rows` gives times rows `inputs` of x bfloat16 [PARTS, n_inputs, ROW], K columns of them: of each tile,
+    for each of the `inputs` [COLUMNS], f32 [WARPS, ROWS, COLUMNS], a warp's groups summed.
+
+    A group's sum of number times activation meets its scale in f32, and its sum of activations its constant.
+    """
+    U: gl.constexpr = G // C
+    near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
+    nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
+    sums = [[nothing for _ in inputs] for _ in rows]
+    columns = _read_chunk(near, 0, K, G, U, WARPS)
+    await_rows()
+    for chunk in gl.static_range(chunks_of(K // G, WARPS)):
+        if chunk > 0:
+            columns = _read_chunk(near, chunk, K, G, U, WARPS)
+        totals = columns
+        if MODE == "affine":
+            ones = gl.full([WARPS, ROWS, G], 1.0, gl.bfloat16, left(WARPS))
+            totals = [mma_v2(ones, some, nothing) for some in columns]
+        coming = ()
+        for tile in gl.static_range(len(rows)):
+            coming += (_add_tile(sums[tile], rows[tile], columns, totals, chunk, U, MODE, BITS, WARPS),)
+        sums = coming
+    return sums
 
 
 @gluon.jit
-def finished(total, PARTS: gl.constexpr, WARPS: gl.constexpr):
-    """Products of all warps f32 [WARPS, ROWS, COLUMNS], those of the parts too, added up: [ROWS, COLUMNS / PARTS]."""
-    total = gl.sum(total, 0)
-    if PARTS > 1:
-        total = gl.sum(gl.reshape(total, (ROWS, PARTS, COLUMNS // PARTS)), 1)
-    return gl.convert_layout(total, sums(WARPS))
+def _side_by_side(sums, BLOCK: gl.constexpr, PAIRED: gl.constexpr, WARPS: gl.constexpr):
+    """A block's sums of one or two tiles [WARPS, rows, COLUMNS]; PAIRED: first halves of tiles, then second ones."""
+    TILES: gl.constexpr = len(sums)
+    both = sums[0][BLOCK]
+    if TILES == 2:
+        both = gl.permute(gl.join(sums[0][BLOCK], sums[1][BLOCK]), (0, 3, 1, 2))
+    if PAIRED:
+        both = gl.permute(gl.reshape(both, (WARPS, TILES, 2, ROWS // 2, COLUMNS)), (0, 2, 1, 3, 4))
+    return gl.reshape(both, (WARPS, TILES * ROWS, COLUMNS))
+
+
+@gluon.jit
+def share(sums, BLOCK: gl.constexpr, PAIRED: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr):
+    """A block of columns of what `multiply_rows` gives, in shared memory: [WARPS, rows, PARTS, columns of a part]."""
+    together = _side_by_side(sums, BLOCK, PAIRED, WARPS)
+    shape: gl.constexpr = [WARPS, together.shape[1], PARTS, COLUMNS // PARTS]
+    room = gl.allocate_shared_memory(gl.float32, shape, in_order(4))
+    room.store(gl.reshape(together, shape))
+    return room
+
+
+@gluon.jit
+def add_up(room, FIRST: gl.constexpr, COUNT: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr):
+    """The sums over warps and parts of COUNT rows from row FIRST on: f32 [COUNT, columns of a part]."""
+    return gl.sum(gl.sum(room.slice(FIRST, COUNT, dim=1).load(added_up(PARTS, WARPS)), 0), 1)
