@@ -34,6 +34,15 @@ SERVED = ("4 bits", "8 bits", "mxfp4")
 """Names of `weights_made.FORMS` that go this way."""
 
 
+@pytest.fixture(params=[1, 2])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tiles of every program, whatever would be chosen."""
+    from coterie.backends.cuda import single
+
+    monkeypatch.setattr(single, "_tiles", lambda *_arguments, **_options: request.param)
+    return request.param
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which kernels were launched; a GPU that has none of them skips the test."""
@@ -85,14 +94,14 @@ def test_numbers_of_groups(launches: list[str], form: str, scale_dtype: str, rng
 
 
 @pytest.mark.cuda
-@pytest.mark.usefixtures("doors", "fenced", "launches")
+@pytest.mark.usefixtures("doors", "fenced", "launches", "tiles")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("form", ["4 bits", "mxfp4"])
 def test_numbers_of_rows(form: str, dtype: str, rng: np.random.Generator) -> None:
     """Of the matrix and of activations, which may be two numbers each: around what a program has."""
     from coterie.backends.cuda.linear import linears
 
-    for n_rows in (7, 8, 9, 15, 16, 17, 48):
+    for n_rows in (7, 8, 9, 15, 16, 17, 33, 48):
         matrix = weight(rng, (n_rows, 192), FORMATS[form])
         exact = dequantize_reference(matrix).astype(np.float64).T
         for n_inputs in (1, 3, 4, 5, 8, 9, 16, 31, 33, 64):
@@ -171,7 +180,7 @@ def test_an_id_that_is_no_expert_is_left_out(launches: list[str], rng: np.random
 
 
 @pytest.mark.cuda
-@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.usefixtures("doors", "fenced", "tiles")
 @pytest.mark.parametrize("form", SERVED)
 def test_few_tokens(launches: list[str], form: str, rng: np.random.Generator) -> None:
     """Experts with no row, with one, with more than a block has, and with all; slots of tiny weights."""

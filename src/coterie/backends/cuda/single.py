@@ -139,7 +139,7 @@ def multiply_together(
     blocks, n_blocks = _blocks_of_columns(n, parts)
     n_tiles = sum(triton.cdiv(stack.n_rows, _ROWS) for stack in stacks)
     warps = _warps(first, n_tiles)
-    tiles = 1 if blocks > 1 else _tiles(first, warps, n_tiles * n_blocks, gated=False)
+    tiles = _tiles(first, warps, n_tiles * n_blocks, gated=False)
     n_programs = sum(triton.cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
     with on_device_of(x):
         gluon.single_linear_kernel[(n_programs, n_blocks)](
@@ -200,7 +200,7 @@ def _launch(
     )
     n_tiles, pieces = triton.cdiv(n_rows, of_tile), _pieces(stack)
     warps = _warps(stack, n_tiles if is_dense else None)
-    tiles = 1 if blocks > 1 else _tiles(stack, warps, n_tiles * n_blocks * pieces, gated=gated)
+    tiles = _tiles(stack, warps, n_tiles * n_blocks * pieces, gated=gated)
     n_programs = triton.cdiv(n_rows, of_tile * tiles)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
