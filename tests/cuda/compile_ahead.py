@@ -151,6 +151,7 @@ def layers(every: int) -> None:
         (("4 bits", 16), {"down": "1 bit"}),
         (("8 bits", 1, 3, "float32"), {"fused": True, "activation": "swiglu_clamped", "biases": True, "down": "mxfp8"}),
         (("mxfp4", 40), {"fused": True}),
+        (("4 bits", 1), {"inner": 8448}),
         (("3 bits", 12, 2, "float32"), {"scale_dtype": "float32"}),
         (("nvfp4", 3), {}),
         (("4 bits", 100), {"biases": True, "down": "8 bits", "scale_dtype": "float16"}),
@@ -163,15 +164,15 @@ def layers(every: int) -> None:
 
 def layer(
     form: str, n_tokens: int, top_k: int = 2, dtype: str = "bfloat16", *, fused: bool = False, biases: bool = False,
-    activation: str = "silu", down: str | None = None, scale_dtype: str = "bfloat16",
+    activation: str = "silu", down: str | None = None, scale_dtype: str = "bfloat16", inner: int = _INNER,
 ) -> None:  # fmt: skip
     """The experts of a layer, gate and up of the same form."""
-    rows = 2 * _INNER if fused else _INNER
+    rows = 2 * inner if fused else inner
     gate = weight(form, _EXPERTS, rows, _HIDDEN, scale_dtype=scale_dtype)
     up = None if fused else weight(form, _EXPERTS, rows, _HIDDEN, scale_dtype=scale_dtype)
     sizes = {"gate_bias": rows, "up_bias": 0 if fused else rows, "down_bias": _HIDDEN}
     named = {name: floats(_EXPERTS, size) for name, size in sizes.items() if size and biases}
-    experts = Experts(gate, up, weight(down or form, _EXPERTS, _HIDDEN, _INNER), activation, **named)
+    experts = Experts(gate, up, weight(down or form, _EXPERTS, _HIDDEN, inner), activation, **named)
     routing = Routing(torch.zeros((n_tokens, top_k), dtype=torch.int32), torch.zeros((n_tokens, top_k)), _EXPERTS)
     coterie.moe(floats(n_tokens, _HIDDEN, dtype=dtype), routing, experts)
 

@@ -252,19 +252,16 @@ def test_routed_rows_are_few_beside_the_experts(
     assert not single.are_few(81, 2, stack, None, stack)
 
 
-def test_matrices_that_are_cached_are_read_more_than_once(
+def test_columns_that_meet_a_matrix_together(
     device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from coterie.backends.cuda import gluon, single
     from coterie.backends.cuda.stacks import stack_of
 
     monkeypatch.setattr(gluon, "serves", lambda _device: True)
-    stack, wide = (stack_of(on_device(device, weight(rng, (8, n), FORMATS["4 bits"]))) for n in (128, 2816))
-    assert single.are_shared(64, 1, stack, stack)
-    assert single.are_shared(32, 2, stack)
-    assert not single.are_shared(65, 1, stack)
-    assert not single.are_shared(33, 2, stack)
-    assert single.are_shared(64, 1, stack, wide)
-    monkeypatch.setattr(single, "_CACHED_BYTES", 8 * 64 - 1)
-    assert single.are_shared(32, 1, stack)
+    stack, wide = (stack_of(on_device(device, weight(rng, (8, n), FORMATS["4 bits"]))) for n in (128, 8256))
+    assert single.are_shared(32, 1, stack, stack)
+    assert single.are_shared(16, 2, stack)
     assert not single.are_shared(33, 1, stack)
+    assert not single.are_shared(17, 2, stack)
+    assert not single.are_shared(32, 1, stack, wide)

@@ -12,7 +12,7 @@ import torch
 import triton
 
 from coterie.backends.cuda import gluon
-from coterie.backends.cuda.kernels.slots import add_pieces_kernel
+from coterie.backends.cuda.kernels.single.pieces import add_pieces_kernel
 from coterie.backends.cuda.launch import early, on_device_of
 from coterie.backends.cuda.rows import Rows, Slots
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
@@ -51,11 +51,6 @@ _BYTES_OF_CONSTANTS = 8
 _MOST_BLOCKS = 4
 """Blocks of columns that meet the codes of a program, which become numbers once."""
 
-_SHARED_COLUMNS, _CACHED_BYTES = 64, 16 << 20
-"""Columns that whole matrices meet this way; larger matrices so many as are read once, others are in the second-level
-cache from the first time on.
-"""
-
 _MOST_PROGRAMS = 65535
 
 _BLOCK = 1024
@@ -82,11 +77,8 @@ def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack
 
 
 def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
-    """Whether rows that all meet the same matrices are few, and can go this way."""
-    if n_rows * parts > _SHARED_COLUMNS or not served(few_tile(parts), parts, *stacks).single:
-        return False
-    is_once = n_rows * parts <= _MOST_BLOCKS * _COLUMNS
-    return is_once or all(stack.codes.numel() * stack.codes.element_size() <= _CACHED_BYTES for stack in stacks)
+    """Whether rows that all meet the same matrices are so few that these are read once, and can go this way."""
+    return n_rows * parts <= _MOST_BLOCKS * _COLUMNS and served(few_tile(parts), parts, *stacks).single
 
 
 def _fits(stack: Stack) -> bool:
@@ -115,12 +107,13 @@ def _warps(stack: Stack, n_tiles: int | None = None) -> int:
     return warps
 
 
-def _tiles(stack: Stack, warps: int, n_programs: int, *, gated: bool) -> int:
+def _tiles(stack: Stack, warps: int, blocks: int, n_programs: int, *, gated: bool) -> int:
     """Tiles of a program: two, which share activations, where n_programs of one are more than there is room for at a
-    time; of gate and up only if there is room for as many programs of two.
+    time; with several `blocks` of columns, where there are more than half as many as multiprocessors. Of gate and up
+    only if there is room for as many programs of two.
     """
     at_a_time = _WARPS_RESIDENT // warps
-    if n_programs <= _MULTIPROCESSORS * at_a_time:
+    if n_programs <= (_MULTIPROCESSORS * at_a_time if blocks == 1 else _MULTIPROCESSORS // 2):
         return 1
     n_groups = stack.n_columns // _pieces(stack) // stack.group
     held = triton.next_power_of_2(triton.cdiv(n_groups, warps) * warps)
@@ -139,7 +132,7 @@ def multiply_together(
     blocks, n_blocks = _blocks_of_columns(n, parts)
     n_tiles = sum(triton.cdiv(stack.n_rows, _ROWS) for stack in stacks)
     warps = _warps(first, n_tiles)
-    tiles = _tiles(first, warps, n_tiles * n_blocks, gated=False)
+    tiles = _tiles(first, warps, blocks, n_tiles * n_blocks, gated=False)
     n_programs = sum(triton.cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
     with on_device_of(x):
         gluon.single_linear_kernel[(n_programs, n_blocks)](
@@ -200,7 +193,7 @@ def _launch(
     )
     n_tiles, pieces = triton.cdiv(n_rows, of_tile), _pieces(stack)
     warps = _warps(stack, n_tiles if is_dense else None)
-    tiles = _tiles(stack, warps, n_tiles * n_blocks * pieces, gated=gated)
+    tiles = _tiles(stack, warps, blocks, n_tiles * n_blocks * pieces, gated=gated)
     n_programs = triton.cdiv(n_rows, of_tile * tiles)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
