@@ -11,7 +11,7 @@ from coterie import Experts, Packed, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops import dequantize_reference
-from cuda.weights_made import BY_GROUP, ONE_PART, Limit, assert_within, layer_limit, on_device, weight
+from cuda.weights_made import BY_GROUP, ONE_PART, Limit, assert_within, cut_out, layer_limit, on_device, weight
 from layers import routing_of
 from tensors import off, on
 from tolerance import bound, errors
@@ -274,7 +274,7 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     assert not halves.serves(stack_of(on(device, floats(rng, (8, 128), "float16"))))
     assert not halves.serves(stack_of(on(device, floats(rng, (8, 72), "bfloat16"))))
     assert not halves.serves(stack_of(on_device(device, weight(rng, (8, 128), BY_GROUP["4 bits"], "bfloat16"))), plain)
-    assert isinstance(weight(rng, (8, 128), BY_GROUP["mxfp4"]), Packed)
+    assert not halves.serves(stack_of(cut_out(device, weight(rng, (8, 128), BY_GROUP["mxfp4"]))))
 
 
 def test_a_triton_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from coterie.ops import dequantize_reference
 from cuda.weights_made import (
     BY_GROUP,
     assert_within,
+    cut_out,
     input_limit,
     layer_limit,
     on_device,
@@ -237,6 +238,8 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     plain = stack_of(on(device, floats(rng, (8, 128), "bfloat16")))
     assert not single.served(few_tile(1), 1, stack, plain).single
     assert not single.served(dense_tile(stack, 20, 1), 1, stack).single
+    cut = stack_of(cut_out(device, weight(rng, (8, 128), FORMATS["4 bits"])))
+    assert not single.served(few_tile(1), 1, cut).single
 
 
 def test_routed_rows_are_few_beside_the_experts(

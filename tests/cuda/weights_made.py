@@ -92,6 +92,15 @@ def on_device(device: str, made: Any) -> Any:
     return Experts(**{name: part if name == "activation" else on_device(device, part) for name, part in given.items()})
 
 
+def cut_out(device: str, made: Packed) -> Packed:
+    """`made` on the device, its codes in the middle of others, 4 bytes from where they could be copied in pieces."""
+    given = on_device(device, made)
+    flat = given.codes.view(-1)
+    codes = flat.new_empty(len(flat) + 1)[1:].view(given.codes.shape)
+    codes.copy_(given.codes)
+    return Packed(codes, given.scales, given.biases, made.bits, made.group_size, made.mode)
+
+
 def experts(
     rng: np.random.Generator, sizes: tuple[int, int, int], gate: str, *, up: str | None = None, down: str | None = None,
     fused: bool = False, biases: bool = False, activation: str = "silu", scale_dtype: str | None = None,

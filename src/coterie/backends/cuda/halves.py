@@ -42,14 +42,12 @@ def serves(*stacks: Stack | None) -> bool:
 
 
 def _fits(stack: Stack) -> bool:
+    if stack.n_columns % _COLUMNS != 0 or not stack.is_aligned:
+        return False
     if stack.mode == "plain":
-        return stack.codes.dtype == torch.bfloat16 and stack.n_columns % _COLUMNS == 0
-    return (
-        (stack.mode, stack.bits) in _FORMATS
-        and stack.group in _GROUPS
-        and stack.n_columns % _COLUMNS == 0
-        and stack.scales.dtype in _SCALES
-    )
+        return bool(stack.codes.dtype == torch.bfloat16)
+    is_known = (stack.mode, stack.bits) in _FORMATS and stack.group in _GROUPS
+    return is_known and stack.scales.dtype in _SCALES
 
 
 def halve(x: torch.Tensor, stack: Stack) -> Halves:

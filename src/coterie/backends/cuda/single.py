@@ -84,7 +84,7 @@ def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
 def _fits(stack: Stack) -> bool:
     """Whether there is a kernel for its format, and room for its rows or pieces of them."""
     is_known = (stack.mode, stack.bits) in _FORMATS and stack.group // stack.per_unit in _UNITS
-    return is_known and _pieces(stack) > 0
+    return is_known and _pieces(stack) > 0 and stack.is_aligned
 
 
 def _pieces(stack: Stack) -> int:

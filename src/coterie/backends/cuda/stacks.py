@@ -46,6 +46,11 @@ class Stack:
         return float(self.codes.element_size()) if self.mode == "plain" else self.bits / 8
 
     @property
+    def is_aligned(self) -> bool:
+        """Whether rows of whole groups can be copied 16 bytes at a time: not if somebody cut them out of the middle."""
+        return bool(self.codes.data_ptr() % 16 == 0)
+
+    @property
     def same_format(self) -> tuple[object, ...]:
         """What two stacks must share to go through one kernel together."""
         return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)

@@ -1,1 +1,1 @@
-"""Products of up to eight columns whose weights go from memory into the registers of the matrix units at once."""
+"""Products of few columns, whose weights a program asks for all at once."""
