@@ -3,6 +3,7 @@
 What the library allocates without setting it is poisoned first: nothing may depend on what stood there.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
+from cuda.gluon_by_hand import ByHand
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,28 @@ def doors(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if device == "cpu":
         monkeypatch.setitem(kinds._KIND_OF_TENSOR, False, "cuda")
     return device
+
+
+@pytest.fixture
+def hopper(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels in Gluon are in use: compiled where the GPU is one for them, by hand where there is none."""
+    import torch
+
+    from coterie.backends.cuda import gluon
+
+    if device == "cuda":
+        if not gluon.serves(torch.device("cuda", torch.cuda.current_device())):
+            pytest.skip("only Hopper GPUs have these kernels")
+        return
+    monkeypatch.setattr(gluon, "serves", lambda _device: True)
+    for name, kernel in _by_hand().items():
+        monkeypatch.setattr(gluon, name, kernel)
+
+
+@functools.cache
+def _by_hand() -> dict[str, ByHand]:
+    modules = {"half_rows": "hopper.rows", "single_linear": "single.linear", "single_rows": "single.rows"}
+    return {f"{name}_kernel": ByHand(module, f"{name}_kernel") for name, module in modules.items()}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,19 @@ from coterie import Experts, Packed, Routing
 from coterie.formats import Format
 from coterie.moe import moe_reference
 from coterie.ops import dequantize_reference
-from cuda.weights_made import BY_GROUP, ONE_PART, Limit, assert_within, cut_out, layer_limit, on_device, weight
+from cuda.weights_made import (
+    BY_GROUP,
+    ON_GPU,
+    ONE_PART,
+    PLACE,
+    Limit,
+    assert_within,
+    cut_out,
+    fewer,
+    layer_limit,
+    on_device,
+    weight,
+)
 from layers import routing_of
 from tensors import off, on
 from tolerance import bound, errors
@@ -20,6 +32,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 ALL = {**BY_GROUP, "bf16": "bfloat16"}
+_BY_HAND = ("4 bits", "8 bits, groups of 32", "mxfp4", "bf16")
+EACH = [form if form in _BY_HAND else pytest.param(form, marks=ON_GPU) for form in ALL]
+WIDE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((2, 4160, 192), (2, 192, 8256))]
+
 WEIGHT_LIMIT = Limit(0, 2.0**-12)
 """What a weight loses that becomes a float16 number, in root mean square."""
 
@@ -41,12 +57,11 @@ def experts(
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What float16 products were launched with, to which few rows go, too; a GPU that has none skips the test."""
-    from coterie.backends.cuda import gluon, halves, single
+def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What float16 products were launched with, to which few rows go, too."""
+    from coterie.backends.cuda import halves, single
 
-    if not torch.cuda.is_available() or not gluon.serves(torch.device("cuda", torch.cuda.current_device())):
-        pytest.skip("only Hopper GPUs have float16 products")
+    del hopper
     seen: list[Any] = []
     launch = halves._launch
 
@@ -60,8 +75,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def run(x: np.ndarray, routing: Routing, made: Experts) -> np.ndarray:
-    given = Routing(on("cuda", routing.ids), on("cuda", routing.weights))
-    return off(coterie.moe(on("cuda", x), given, on_device("cuda", made)))
+    given = Routing(on(PLACE, routing.ids), on(PLACE, routing.weights))
+    return off(coterie.moe(on(PLACE, x), given, on_device(PLACE, made)))
 
 
 def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -> None:
@@ -120,30 +135,27 @@ def test_no_weight_is_larger_than_the_largest(
     assert largest_of(stack) is largest_of(stack)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", ALL)
-@pytest.mark.parametrize("n_experts", [1, 2, 32])
+@pytest.mark.parametrize("form", EACH)
+@pytest.mark.parametrize("n_experts", [pytest.param(1, marks=ON_GPU), 2, pytest.param(32, marks=ON_GPU)])
 def test_numbers_of_rows_around_tiles(launches: list[Any], form: str, n_experts: int, rng: np.random.Generator) -> None:
     made = experts(rng, (n_experts, 192, 128), form, activation="gelu_tanh")
-    for n_tokens in (9, 16, 17, 31, 33, 64, 65, 127, 129, 300):
+    for n_tokens in fewer((9, 16, 17, 31, 33, 64, 65, 127, 129, 300), (9, 65, 129)):
         ids, weights = routing_of(rng, n_tokens, 1, n_experts)
         check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", ALL)
-@pytest.mark.parametrize("sizes", [(3, 64, 64), (3, 704, 320), (2, 4160, 192), (2, 192, 8256)])
+@pytest.mark.parametrize("form", EACH)
+@pytest.mark.parametrize("sizes", [(3, 64, 64), (3, 704, 320), *WIDE])
 def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
     """One step; odd numbers of them; more groups than have room at a time, in either product."""
     made = experts(rng, sizes, form)
-    for n_tokens in (20, 150):
+    for n_tokens in fewer((20, 150), (20,)):
         ids, weights = routing_of(rng, n_tokens, 2, sizes[0])
         check(launches, floats(rng, (n_tokens, sizes[1]), "bfloat16"), Routing(ids, weights), made)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 @pytest.mark.parametrize("form", ["4 bits", "bf16"])
 @pytest.mark.parametrize(
@@ -163,12 +175,11 @@ def test_activations_biases_and_formats(
     if form == "bf16":
         options = {name: value for name, value in options.items() if name != "down"}
     made = experts(rng, (5, 192, 128), form, **options)
-    for n_tokens in (12, 90, 700):
+    for n_tokens in fewer((12, 90, 700), (90,)):
         ids, weights = routing_of(rng, n_tokens, 3, 5, empty=2)
         check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 def test_one_token_of_many_experts(launches: list[Any], rng: np.random.Generator) -> None:
     made = experts(rng, (20, 192, 64), "4 bits")
@@ -176,7 +187,6 @@ def test_one_token_of_many_experts(launches: list[Any], rng: np.random.Generator
     check(launches, floats(rng, (1, 192), "bfloat16"), Routing(ids, weights), made)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 @pytest.mark.parametrize("form", ["4 bits", "8 bits", "mxfp4"])
 def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random.Generator) -> None:
@@ -195,7 +205,6 @@ def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random
     assert_within(found / by_row / tokens, expected / by_row / tokens, limit)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 def test_what_is_not_finite_stays_with_its_token(launches: list[Any], rng: np.random.Generator) -> None:
     made = experts(rng, (3, 128, 64), "4 bits")
@@ -210,7 +219,6 @@ def test_what_is_not_finite_stays_with_its_token(launches: list[Any], rng: np.ra
     assert not np.isfinite(found[[5, 44]].astype(np.float32)).any()
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.random.Generator) -> None:
     made = experts(rng, (3, 128, 64), "4 bits")
@@ -220,34 +228,33 @@ def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.rando
     kept = np.where(strange == ids, weights, 0).astype(np.float32)
     from coterie.backends.cuda.layer import run_experts
 
-    arguments = (on("cuda", strange.astype(np.int32)), on("cuda", weights), on_device("cuda", made))
-    found = off(run_experts(on("cuda", x), *arguments, 1, torch.bfloat16))
+    arguments = (on(PLACE, strange.astype(np.int32)), on(PLACE, weights), on_device(PLACE, made))
+    found = off(run_experts(on(PLACE, x), *arguments, 1, torch.bfloat16))
     assert len(launches) == 2
     limit = layer_limit(made, "bfloat16", 2) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
     assert_within(found, moe_reference(x, Routing(ids, kept), made), limit)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "fenced")
 @pytest.mark.parametrize("form", BY_GROUP)
 def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator) -> None:
-    for n_rows, shape in ((1000, (2000, 192)), (700, (1160, 64)), (300, (8000, 704))):
+    for n_rows, shape in fewer(((1000, (2000, 192)), (700, (1160, 64)), (300, (8000, 704))), ((700, (1160, 64)),)):
         matrix, x = weight(rng, shape, BY_GROUP[form], "bfloat16"), floats(rng, (n_rows, shape[1]), "bfloat16")
         launches.clear()
-        found = off(coterie.quantized_matmul(on("cuda", x), on_device("cuda", matrix)))
+        found = off(coterie.quantized_matmul(on(PLACE, x), on_device(PLACE, matrix)))
         assert len(launches) == 1
         expected = x.astype(np.float64) @ dequantize_reference(matrix).astype(np.float64).T
         assert_within(found, expected, Limit(bound("float32", shape[1])) + WEIGHT_LIMIT + ONE_PART)
 
 
-@pytest.mark.cuda
 @pytest.mark.usefixtures("doors", "launches")
 def test_every_row_has_the_bits_that_it_has_in_other_company(rng: np.random.Generator) -> None:
     """However wide the product is, and whoever is in it."""
-    made, x = experts(rng, (2, 704, 128), "4 bits"), floats(rng, (500, 704), "bfloat16")
-    ids, weights = np.zeros((500, 1), np.int32), np.ones((500, 1), np.float32)
+    (n_rows,) = fewer((500,), (140,))
+    made, x = experts(rng, (2, 704, 128), "4 bits"), floats(rng, (n_rows, 704), "bfloat16")
+    ids, weights = np.zeros((n_rows, 1), np.int32), np.ones((n_rows, 1), np.float32)
     everybody = run(x, Routing(ids, weights), made)
-    for n_tokens in (9, 20, 40, 100):
+    for n_tokens in fewer((9, 20, 40, 100), (9, 40)):
         np.testing.assert_array_equal(
             run(x[:n_tokens], Routing(ids[:n_tokens], weights[:n_tokens]), made), everybody[:n_tokens]
         )

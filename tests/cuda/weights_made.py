@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pytest
 
 from array_kinds import floats, pack
 from coterie import Experts, Packed
@@ -19,6 +20,20 @@ from coterie.ops import dequantize_reference
 from coterie.ops.dispatch import numpy_dtype
 from tensors import off, on
 from tolerance import EPS, assert_close, bound, errors
+
+torch = pytest.importorskip("torch")
+
+
+PLACE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tensors are whose kernels may be run by hand."""
+
+ON_GPU = pytest.mark.cuda
+"""What takes too long by hand."""
+
+
+def fewer(on_a_gpu: tuple[Any, ...], by_hand: tuple[Any, ...]) -> tuple[Any, ...]:
+    """How many of something, or which, depending on who runs the kernels."""
+    return on_a_gpu if PLACE == "cuda" else by_hand
 
 
 @dataclass(frozen=True)
