@@ -32,7 +32,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 ALL = {**BY_GROUP, "bf16": "bfloat16"}
-_BY_HAND = ("4 bits", "8 bits, groups of 32", "mxfp4", "bf16")
+_BY_HAND = ("4 bits", "8 bits, groups of 32", "bf16")
 EACH = [form if form in _BY_HAND else pytest.param(form, marks=ON_GPU) for form in ALL]
 WIDE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((2, 4160, 192), (2, 192, 8256))]
 
@@ -140,7 +140,7 @@ def test_no_weight_is_larger_than_the_largest(
 @pytest.mark.parametrize("n_experts", [pytest.param(1, marks=ON_GPU), 2, pytest.param(32, marks=ON_GPU)])
 def test_numbers_of_rows_around_tiles(launches: list[Any], form: str, n_experts: int, rng: np.random.Generator) -> None:
     made = experts(rng, (n_experts, 192, 128), form, activation="gelu_tanh")
-    for n_tokens in fewer((9, 16, 17, 31, 33, 64, 65, 127, 129, 300), (9, 65, 129)):
+    for n_tokens in fewer((9, 16, 17, 31, 33, 64, 65, 127, 129, 300), (9, 129)):
         ids, weights = routing_of(rng, n_tokens, 1, n_experts)
         check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
 
@@ -236,7 +236,7 @@ def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.rando
 
 
 @pytest.mark.usefixtures("doors", "fenced")
-@pytest.mark.parametrize("form", BY_GROUP)
+@pytest.mark.parametrize("form", [form for form in EACH if form != "bf16"])
 def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator) -> None:
     for n_rows, shape in fewer(((1000, (2000, 192)), (700, (1160, 64)), (300, (8000, 704))), ((700, (1160, 64)),)):
         matrix, x = weight(rng, shape, BY_GROUP[form], "bfloat16"), floats(rng, (n_rows, shape[1]), "bfloat16")
