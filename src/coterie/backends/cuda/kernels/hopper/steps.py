@@ -10,6 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
+from coterie.backends.cuda.kernels.copies import barrier, copy_async
 from coterie.backends.cuda.kernels.hopper.constants import groups_in_turn, read_constants, turns_of
 from coterie.backends.cuda.kernels.hopper.layouts import (
     COLUMNS,
@@ -21,10 +22,6 @@ from coterie.backends.cuda.kernels.hopper.layouts import (
     units_kept,
 )
 from coterie.backends.cuda.kernels.hopper.numbers import codes_of, weights_of, words_of
-
-barrier = getattr(gl, "thread_barrier", None) or gl.barrier
-copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-"""Names that changed between Triton 3.6 and 3.9."""
 
 
 @triton.constexpr_function

@@ -6,6 +6,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy
 
 from coterie.backends.cuda.kernels.codes import scale_of
+from coterie.backends.cuda.kernels.copies import barrier, copy_async
 from coterie.backends.cuda.kernels.single.layouts import (
     ROWS,
     codes_copied,
@@ -14,10 +15,6 @@ from coterie.backends.cuda.kernels.single.layouts import (
     in_order,
 )
 from coterie.backends.cuda.kernels.single.numbers import excess
-
-barrier = getattr(gl, "thread_barrier", None) or gl.barrier
-copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-"""Names that changed between Triton 3.6 and 3.9."""
 
 
 @triton.constexpr_function
