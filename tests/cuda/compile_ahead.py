@@ -136,7 +136,10 @@ def products() -> None:
     coterie.gather_qmm(floats(9, 1, _HIDDEN), weight("8 bits", 4, 64, _HIDDEN), rhs_indices=some)
     coterie.gather_mm(floats(9, 1, 64), floats(5000, 16, 64).mT, rhs_indices=some)
     from coterie.backends.cuda.layer import run_dense
+    from coterie.backends.cuda.linear import linears
 
+    for form in ("4 bits", "bfloat16"):
+        linears(floats(8192, _HIDDEN), [weight(form, 64, _HIDDEN)] * 2, (None, None), parts=1)
     gate = weight("4 bits", 64, _HIDDEN)
     run_dense(floats(2, _HIDDEN), gate, gate, weight("mxfp4", _HIDDEN, 64), "silu", 1)
 

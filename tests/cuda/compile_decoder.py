@@ -47,8 +47,9 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     tokens = {"q": "*bf16", "stores": "*i64", "sinks": "*fp32", "out": "*fp32", "scale": "fp32"}
     tokens |= dict.fromkeys(("sequence", "n_tokens", "start", "window"), "i32")
     added: dict[str, Any] = dict.fromkeys(("h", "after", "scalar", "out"), "*fp32")
-    added |= dict.fromkeys(("branch_norms", "weights", "befores", "normed", "sums"), ("*fp32", "*fp32"))
-    added |= {"branches": ("*fp32", "*bf16"), "ids": ("*fp32", "*i32"), "values": ("*bf16", "*bf16")}
+    added |= dict.fromkeys(("branch_norms", "weights", "befores", "normed"), ("*fp32", "*fp32"))
+    added["sums"] = ("*fp32",) * 3
+    added |= {"branches": ("*fp32", "*bf16"), "ids": ("*fp32", "*i32"), "values": ("*bf16", "*bf16", "*fp16")}
     added |= {"n_rows": "i32", "n_experts": "i32", "eps": "fp32"}
     every = {
         "SIZE": 2816,
@@ -56,7 +57,8 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
         "NORMS_OF": (True, True),
         "HAS_AFTER": True,
         "HAS_SCALAR": True,
-        "ARRANGED": ((0, 64, 4, 1, True), (1, 64, 2, 2, True)),
+        "WIDE": (True, False),
+        "ARRANGED": ((0, 64, 4, 1, True, False), (1, 64, 2, 2, True, False), (1, 64, 4, 1, False, True)),
         "BLOCK": 4096,
         "SOON": True,
     }
@@ -75,7 +77,7 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
             attend_step.combine_shares_kernel,
             {"mixed_parts": "*fp32", "state_parts": "*fp32", "sinks": "*fp32", "positions": "*i64", "out": "*fp32",
              "values": ("*bf16",), "sums": ("*fp32",), "n_rows": "i32", "window": "i32"},
-            {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True),), "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128,
+            {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True, False),), "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128,
              "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128, "SOON": True},
         ),
         (attend.attend_tokens_kernel, tokens, _TOKENS),

@@ -57,7 +57,12 @@ def hopper(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def _by_hand() -> dict[str, ByHand]:
-    modules = {"half_rows": "hopper.rows", "single_linear": "single.linear", "single_rows": "single.rows"}
+    modules = {
+        "half_linear": "hopper.linear",
+        "half_rows": "hopper.rows",
+        "single_linear": "single.linear",
+        "single_rows": "single.rows",
+    }
     return {f"{name}_kernel": ByHand(module, f"{name}_kernel") for name, module in modules.items()}
 
 

@@ -247,6 +247,75 @@ def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator
         assert_within(found, expected, Limit(bound("float32", shape[1])) + WEIGHT_LIMIT + ONE_PART)
 
 
+@pytest.mark.usefixtures("hopper", "fenced")
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("form", EACH)
+def test_matrices_of_one_format_meet_their_rows_together(
+    form: str, biases: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import halves, linear, tiles
+
+    monkeypatch.setattr(tiles, "_MOST_SMALL", 0)
+    joined: list[int] = []
+    together = halves.multiply_together
+
+    def counted(rows: Any, described: Any, has_bias: bool, stacks: Any) -> None:
+        joined.append(len(stacks))
+        together(rows, described, has_bias, stacks)
+
+    monkeypatch.setattr(linear, "multiply_together", counted)
+    # One whose rows no 16 divide goes by itself, and so does the fourth of those that could go together.
+    sizes, n_columns = (160, 33, 16, 272, 48), 192
+    matrices = [weight(rng, (size, n_columns), ALL[form], "bfloat16") for size in sizes]
+    added = [floats(rng, (size,)) for size in sizes] if biases else [None] * len(sizes)
+    (n_rows,) = fewer((700,), (70,))
+    x = floats(rng, (n_rows, n_columns), "bfloat16")
+    found = linear.linears(
+        on(PLACE, x), [on_device(PLACE, matrix) for matrix in matrices],
+        [None if one is None else on(PLACE, one) for one in added], parts=1,
+    )  # fmt: skip
+    assert joined == [3]
+    for product, matrix, bias in zip(found, matrices, added, strict=True):
+        wide = dequantize_reference(matrix) if isinstance(matrix, Packed) else matrix
+        expected = x.astype(np.float64) @ wide.astype(np.float64).T
+        limit = Limit(bound("float32", n_columns)) + WEIGHT_LIMIT + ONE_PART
+        assert_within(off(product), expected if bias is None else expected + bias, limit)
+
+
+@pytest.mark.usefixtures("launches")
+@pytest.mark.parametrize("form", [form for form in EACH if form != "bf16"])
+def test_norms_come_as_halves_once_they_were_looked_for(
+    form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import halves
+    from coterie.backends.cuda.decoder import verbs
+    from coterie.backends.cuda.decoder.weights import adopt
+
+    backend, (n_tokens, n, size, inner) = verbs(), (70, 3, 192, 64)
+    made = experts(rng, (n, size, inner), form)
+    stored = {"gate": made.gate, "up": made.up, "down": made.down}
+    there = Experts(*adopt(stored, torch.device(PLACE)).values(), "silu")
+    h, y, norm = (on(PLACE, floats(rng, shape)) for shape in ((n_tokens, size), (n_tokens, size), (size,)))
+    ids, weights = routing_of(rng, n_tokens, 2, n)
+    routing = Routing(on(PLACE, ids), on(PLACE, weights), n)
+
+    def run_layer() -> tuple[Any, np.ndarray]:
+        _, (x,) = backend.add_norms(h, [(y, None)], None, None, [norm], 1e-6)
+        return x, off(backend.moe(x, routing, there).values)
+
+    def nobody(*_: Any) -> Any:
+        raise AssertionError("rows that were wished for had to be made anew")
+
+    _, before = run_layer()
+    with monkeypatch.context() as patched:
+        patched.setattr(halves, "halve", nobody)
+        x, after = run_layer()
+    np.testing.assert_array_equal(before, after)
+    # Nobody looked for f32, which is made when somebody does, with the bits that it would have had.
+    _, (anew,) = backend.add_norms(h, [(y, None)], None, None, [norm.clone()], 1e-6)
+    np.testing.assert_array_equal(off(x.wide), off(anew.wide))
+
+
 @pytest.mark.usefixtures("doors", "launches")
 def test_every_row_has_the_bits_that_it_has_in_other_company(rng: np.random.Generator) -> None:
     """However wide the product is, and whoever is in it."""

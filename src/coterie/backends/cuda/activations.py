@@ -1,11 +1,11 @@
 """Gated activations of whole tensors."""
 
 import torch
-import triton
 
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.activation import glu_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv
 
 _BLOCK = 1024
 
@@ -28,8 +28,9 @@ def glu_fused(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
 
 def _launch(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor, activation: str) -> None:
     n_rows, n_columns = gate.shape
-    n_blocks = triton.cdiv(n_columns, _BLOCK)
+    n_blocks = cdiv(n_columns, _BLOCK)
     with on_device_of(gate):
-        glu_kernel[(n_rows * n_blocks,)](
-            gate, up, out, n_columns, gate.stride(0), n_blocks, activation, _BLOCK, **early(gate)
-        )
+        launch(
+            glu_kernel, (n_rows * n_blocks,),
+            gate, up, out, n_columns, gate.stride(0), n_blocks, activation, _BLOCK, **early(gate),
+        )  # fmt: skip

@@ -5,7 +5,7 @@ product what they are in; a product that finds nothing arranges them itself and 
 next time on. A model's layers are the same every time: after its first pass every wish is known.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,29 +16,39 @@ from coterie.backends.cuda.stacks import Stack
 
 class Arrangement(NamedTuple):
     """An order of codes: groups of so many, so many codes in a unit; activations as the sum of `parts` numbers, with or
-    without their sums over groups.
+    without their sums over groups. halves: as `rows.Halves` has them.
     """
 
     group: int
     per_unit: int
     parts: int
     sums: bool
+    halves: bool = False
 
     @classmethod
     def of(cls, stack: Stack, parts: int, *, sums: bool = True) -> "Arrangement":
         """What products with `stack` want; without `sums` those that make them themselves."""
         return cls(stack.group, stack.per_unit, parts, stack.has_sums and sums)
 
+    @classmethod
+    def of_halves(cls, stack: Stack) -> "Arrangement":
+        """What float16 products with `stack` want."""
+        return cls(stack.group, stack.per_unit, 1, False, True)
+
     def serves(self, other: "Arrangement") -> bool:
         """Whether rows in this order are also in the other: the first part of two is the one of one."""
-        return self.parts >= other.parts and self.sums >= other.sums and self[:2] == other[:2]
+        same = self[:2] == other[:2] and self.halves == other.halves
+        return same and self.parts >= other.parts and self.sums >= other.sums
 
 
 class Wishes:
-    """Which arrangements were looked for in vain, by the place that made the activations."""
+    """Which arrangements were looked for in vain, by the place that made the activations; and where they are wanted in
+    f32, too.
+    """
 
     def __init__(self) -> None:
         self._by_place: dict[Hashable, tuple[Arrangement, ...]] = {}
+        self._wide: set[Hashable] = set()
 
     def at(self, place: Hashable) -> tuple[Arrangement, ...]:
         return self._by_place.get(place, ())
@@ -48,10 +58,19 @@ class Wishes:
         if not any(one.serves(wish) for one in kept):
             self._by_place[place] = (*kept, wish)
 
+    def wants_wide(self, place: Hashable) -> bool:
+        """Whether rows may be looked for in f32: somebody did, or nobody has looked for any yet."""
+        return place in self._wide or place not in self._by_place
+
+    def add_wide(self, place: Hashable) -> None:
+        self._wide.add(place)
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Rows in an arrangement: bfloat16 [parts, n, K] and f32 [parts, n, K / group], which is empty without sums."""
+    """Rows in an arrangement: bfloat16 [parts, n, K] and f32 [parts, n, K / group], which is empty without sums. Halves
+    are float16 [1, n, K] and f32 [n, 2].
+    """
 
     arrangement: Arrangement
     values: torch.Tensor
@@ -59,32 +78,42 @@ class Made:
 
     @classmethod
     def empty(cls, arrangement: Arrangement, n: int, k: int, device: torch.device) -> "Made":
-        group, _, parts, has_sums = arrangement
-        values = torch.empty((parts, n, k), dtype=torch.bfloat16, device=device)
-        sums = torch.empty((parts, n, k // group if has_sums else 0), dtype=torch.float32, device=device)
-        return cls(arrangement, values, sums)
+        group, _, parts, has_sums, halves = arrangement
+        values = torch.empty((parts, n, k), dtype=torch.float16 if halves else torch.bfloat16, device=device)
+        shape = (n, 2) if halves else (parts, n, k // group if has_sums else 0)
+        return cls(arrangement, values, torch.empty(shape, dtype=torch.float32, device=device))
 
 
-@dataclass(frozen=True, slots=True)
 class Arranged:
-    """Rows [n, K]: `wide` in f32, and those that were made of them for products."""
+    """Rows [n, K], and those that were made of them for products."""
 
-    wide: torch.Tensor
-    made: tuple[Made, ...]
-    wishes: Wishes
-    place: Hashable
+    def __init__(
+        self, n: int, wide: torch.Tensor | Callable[[], torch.Tensor], made: tuple[Made, ...], wishes: Wishes,
+        place: Hashable,
+    ) -> None:  # fmt: skip
+        """wide: the rows in f32, or how to make them."""
+        self._n, self._wide, self._made, self._wishes, self._place = n, wide, made, wishes, place
 
     def __len__(self) -> int:
-        return len(self.wide)
+        return self._n
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Some of the rows, for whoever brings them into order anew."""
         return self.wide[index]
 
+    @property
+    def wide(self) -> torch.Tensor:
+        """All of them in f32. Where they have to be made for this, they are there the next time."""
+        if not isinstance(self._wide, torch.Tensor):
+            self._wishes.add_wide(self._place)
+            self._wide = self._wide()
+        return self._wide
+
     def find(self, wish: Arrangement) -> Made | None:
         """The rows in an arrangement; None leaves the wish for the next time."""
-        for made in self.made:
+        for made in self._made:
             if made.arrangement.serves(wish):
-                return Made(wish, made.values[: wish.parts], made.sums[: wish.parts])
-        self.wishes.add(self.place, wish)
+                sums = made.sums if wish.halves else made.sums[: wish.parts]
+                return Made(wish, made.values[: wish.parts], sums)
+        self._wishes.add(self._place, wish)
         return None

@@ -5,12 +5,12 @@ tensors: a division by a Python number becomes a product. It waits for the devic
 """
 
 import torch
-import triton
 
 from coterie.arrays import as_numpy
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.dequantize import dequantize_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv
 from coterie.backends.cuda.tensors import is_capturing
 from coterie.errors import NumericError, UnsupportedError
 from coterie.formats import Format, Packed, codec
@@ -29,7 +29,8 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
     fmt = packed.format
     out = torch.empty(packed.shape, dtype=dtype, device=packed.codes.device)
     with on_device_of(out):
-        dequantize_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
+        launch(
+            dequantize_kernel, (cdiv(out.numel(), _BLOCK),),
             packed.codes.view(torch.int32), packed.scales, packed.biases, out, out.numel(),
             MODE=fmt.mode, BITS=fmt.bits, GROUP=fmt.group_size, BLOCK=_BLOCK, **early(out, fused=False),
         )  # fmt: skip

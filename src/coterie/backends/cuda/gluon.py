@@ -13,6 +13,7 @@ from coterie.backends.cuda.launch import INTERPRETED
 
 __all__ = [
     "NEWEST_TRITON",
+    "half_linear_kernel",
     "half_rows_kernel",
     "serves",
     "single_linear_kernel",
@@ -22,11 +23,13 @@ __all__ = [
 NEWEST_TRITON = (3, 9)
 """The last whose Gluon is known: it is young, and changes."""
 
+half_linear_kernel: Any = None
 half_rows_kernel: Any = None
 single_linear_kernel: Any = None
 single_rows_kernel: Any = None
 if version_of(triton.__version__) <= NEWEST_TRITON:
     with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
+        from coterie.backends.cuda.kernels.hopper.linear import half_linear_kernel
         from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
         from coterie.backends.cuda.kernels.single.linear import single_linear_kernel
         from coterie.backends.cuda.kernels.single.rows import single_rows_kernel

@@ -5,18 +5,23 @@ Codes become float16 weights, rounded once, to eleven bits, where bfloat16 activ
 and precisions go through `products`.
 """
 
+from collections.abc import Sequence
+
 import torch
-import triton
 
 from coterie.backends.cuda import gluon
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
-from coterie.backends.cuda.launch import INTERPRETED, early, on_device_of
+from coterie.backends.cuda.launch import INTERPRETED, early, launch, on_device_of
 from coterie.backends.cuda.rows import Halves, Slots
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
-from coterie.backends.cuda.tiles import Tile
+from coterie.backends.cuda.tiles import Tile, dense_halves_tile
 
 _ROWS = 128
 """Rows of a matrix that a program has, of gate and of up half of them each."""
+
+_DIVISOR = 16
+"""Of the rows of matrices that one launch takes: `kernels.hopper.linear`."""
 
 _GROUPS = (32, 64)
 _COLUMNS = 64
@@ -59,9 +64,10 @@ def halve(x: torch.Tensor, stack: Stack) -> Halves:
     values = torch.empty((1, n, k), dtype=torch.float16, device=x.device)
     sizes = torch.empty((n, 2), dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        halve_kernel[(n,)](
-            x, values, sizes, k, stack.group, stack.per_unit, min(_BLOCK, triton.next_power_of_2(k)), **early(x)
-        )
+        launch(
+            halve_kernel, (n,),
+            x, values, sizes, k, stack.group, stack.per_unit, min(_BLOCK, next_power_of_2(k)), **early(x),
+        )  # fmt: skip
     return Halves(values, sizes)
 
 
@@ -72,9 +78,10 @@ def largest_of(stack: Stack) -> torch.Tensor:
         found = torch.empty(stack.n_experts, dtype=torch.float32, device=stack.codes.device)
         n = stack.n_rows * (stack.n_columns // stack.group)
         with on_device_of(found):
-            largest_kernel[(stack.n_experts,)](
-                stack.scales, stack.biases, found, n, stack.mode, stack.bits, 1024, **early(found)
-            )
+            launch(
+                largest_kernel, (stack.n_experts,),
+                stack.scales, stack.biases, found, n, stack.mode, stack.bits, 1024, **early(found),
+            )  # fmt: skip
         if INTERPRETED.value or not torch.cuda.is_current_stream_capturing():
             stack.derived["largest"] = found
     return found
@@ -85,6 +92,27 @@ def multiply(
 ) -> None:
     """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]."""
     _launch(rows, slots, stack, None, (bias, None), tile, out, rows.sizes, None, None)
+
+
+def can_join(stack: Stack) -> bool:
+    """Whether `multiply_together` takes this matrix, with others of its format."""
+    return stack.n_rows % _DIVISOR == 0
+
+
+def multiply_together(
+    rows: Halves, described: Sequence[torch.Tensor | int], has_bias: bool, stacks: Sequence[Stack]
+) -> None:
+    """Rows times up to three matrices, as the arguments `described` of `half_linear_kernel` say."""
+    values, first = rows.values, stacks[0]
+    width = dense_halves_tile(sum(stack.n_rows for stack in stacks), values.shape[1]).rows
+    n_tiles = sum(cdiv(stack.n_rows, _ROWS) for stack in stacks)
+    with on_device_of(values):
+        launch(
+            gluon.half_linear_kernel, (n_tiles, cdiv(values.shape[1], width)),
+            values, rows.sizes, *described, values.shape[1],
+            first.n_columns, first.mode, first.bits, first.group, first.per_unit, has_bias, width,
+            num_warps=8, maxnreg=_REGISTERS, enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 def gate_and_up(
@@ -112,10 +140,11 @@ def _launch(
     bounded = gated and stack.mode != "plain"
     largest, up_largest = (largest_of(stack), largest_of(second)) if bounded else (nothing, nothing)
     n_blocks = slots.n_blocks(tile.rows)
-    n_tiles = triton.cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
+    n_tiles = cdiv(n_rows, _ROWS // 2 if gated else _ROWS)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            gluon.half_rows_kernel[(n_tiles, min(_MOST_PROGRAMS, n_blocks - first))](
+            launch(
+                gluon.half_rows_kernel, (n_tiles, min(_MOST_PROGRAMS, n_blocks - first)),
                 rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,

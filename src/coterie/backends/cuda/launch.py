@@ -7,13 +7,15 @@ end of all kernels before it, and a kernel that begins early finds what all but 
 
 A kernel of few programs may let the next one begin before it waits itself, if that one fetches nothing but weights
 before it waits: these are then on their way while two kernels are at work.
+
+Triton takes the host 50 to 100 microseconds to see which compiled kernel a launch wants. `launch` remembers that.
 """
 
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -71,6 +73,60 @@ def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
     return {"EARLY": False, "enable_fp_fusion": fused}
 
 
+class _Known(NamedTuple):
+    """A compiled kernel, and the names of those of its arguments that a launch gives by name, in their order."""
+
+    compiled: Any
+    named: tuple[str, ...]
+
+
+_MOST_KNOWN = 4096
+_ALIGNED = 16
+"""Bytes. Kernels are compiled for pointers to multiples of them, and anew for others."""
+
+_known: dict[tuple[Any, ...], _Known] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """kernel[grid](*arguments, **options). Launches like an earlier one go past Triton's search: those whose tensors
+    have its dtypes and alignments, and whose other arguments are equal.
+
+    A position of a kernel's has arguments of one type: 1, True and 1.0 are equal.
+    """
+    if INTERPRETED.value or torch.version.hip is not None:
+        kernel[grid](*arguments, **options)
+        return
+    kind: list[Any] = [id(kernel), _current_device(), *options]
+    passed = _described(arguments, kind)
+    named = dict(zip(options, _described(options.values(), kind), strict=True))
+    known = _known.get(key := tuple(kind))
+    if known is not None:
+        known.compiled[(*grid, 1, 1)[:3]](*passed, *(named[name] for name in known.named))
+        return
+    compiled = kernel[grid](*arguments, **options)
+    if compiled is not None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = _Known(compiled, tuple(name for name in kernel.arg_names[len(arguments) :] if name in options))
+
+
+def _described(arguments: Iterable[Any], kind: list[Any]) -> list[Any]:
+    """The arguments with addresses for tensors; what makes a launch one of its kind joins `kind`."""
+    passed: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            address = argument.data_ptr()
+            kind += (argument.dtype, address % _ALIGNED, argument.is_cuda)
+            passed.append(address)
+        elif isinstance(argument, tuple):
+            kind.append(len(argument))
+            passed.append(tuple(_described(argument, kind)))
+        else:
+            kind.append(argument)
+            passed.append(argument)
+    return passed
+
+
 @contextlib.contextmanager
 def recorded(graph: torch.cuda.CUDAGraph, capture_error_mode: str = "global") -> Iterator[None]:
     """Record launches in `graph`. Python's collector waits: what it frees, other graphs among it, calls the driver in
@@ -92,6 +148,10 @@ def _device_count() -> int:
 
 
 _HERE = contextlib.nullcontext()
+
+
+def _current_device() -> int:
+    return 0 if _device_count() <= 1 else int(torch.cuda.current_device())
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

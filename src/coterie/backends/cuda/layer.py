@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 
 from coterie.backends.cuda import single
 from coterie.backends.cuda.activations import glu
@@ -15,10 +14,11 @@ from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.halves import serves
 from coterie.backends.cuda.kernels.slots import sum_slots_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.linear import whole_tile
 from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepare_and_group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, Weight, stack_of
 from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
@@ -125,8 +125,9 @@ def _sum_slots(slots: SlotOutputs, dtype: torch.dtype) -> torch.Tensor:
     (n_tokens, top_k), n_columns = slots.weights.shape, slots.values.shape[1]
     out = torch.empty((n_tokens, n_columns), dtype=dtype, device=slots.values.device)
     with on_device_of(out):
-        sum_slots_kernel[(n_tokens, triton.cdiv(n_columns, _SUM_BLOCK))](
+        launch(
+            sum_slots_kernel, (n_tokens, cdiv(n_columns, _SUM_BLOCK)),
             slots.values, slots.ids, slots.weights, out, slots.n_experts, top_k, n_columns,
-            triton.next_power_of_2(top_k), _SUM_BLOCK, **early(out), num_warps=1,
+            next_power_of_2(top_k), _SUM_BLOCK, **early(out), num_warps=1,
         )  # fmt: skip
     return out

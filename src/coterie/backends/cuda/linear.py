@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
-import triton
 
 from coterie.backends.cuda import single
 from coterie.backends.cuda.arranged import Arranged
-from coterie.backends.cuda.halves import serves
+from coterie.backends.cuda.halves import can_join, multiply_together, serves
 from coterie.backends.cuda.kernels.linear import linear_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.products import multiply, prepare
 from coterie.backends.cuda.rows import Halves, Rows, Slots
+from coterie.backends.cuda.sizes import cdiv
 from coterie.backends.cuda.stacks import Stack, Weight, stack_of
 from coterie.backends.cuda.tiles import Tile, batches_in_step, dense_tile, few_tile
 
@@ -37,8 +38,10 @@ def linears(
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
 
-    def kind(index: int) -> tuple[str, bool, bool]:
-        return str(stacks[index].same_format), tiles[index].few, tiles[index].single
+    def kind(index: int) -> tuple[Any, ...]:
+        joins = tiles[index].halves and can_join(stacks[index])
+        has_bias = joins and biases[index] is not None
+        return str(stacks[index].same_format), tiles[index].few, tiles[index].single, joins, has_bias
 
     for _, same in groupby(sorted(range(len(stacks)), key=kind), key=kind):
         chosen = list(same)
@@ -47,11 +50,10 @@ def linears(
         if arrangement not in prepared:
             prepared[arrangement] = prepare(x, stack, parts, tile)
         rows = prepared[arrangement]
-        together = _TOGETHER if tile.few else 1
+        together = _TOGETHER if tile.few or (tile.halves and can_join(stack)) else 1
         for first in range(0, len(chosen), together):
             some = chosen[first : first + together]
-            if tile.few:
-                assert isinstance(rows, Rows)
+            if tile.few or len(some) > 1:
                 products = _together(rows, [stacks[i] for i in some], [biases[i] for i in some], tile, dtype)
             else:
                 index = some[0]
@@ -79,26 +81,31 @@ def whole_tile(n_rows: int, parts: int, alone: bool, *stacks: Stack) -> Tile:
 
 
 def _together(
-    rows: Rows, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], tile: Tile, dtype: torch.dtype
+    rows: Rows | Halves, stacks: Sequence[Stack], biases: Sequence[torch.Tensor | None], tile: Tile, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """The products of few rows with up to three matrices of one format."""
+    """The products of few rows, or of float16, with up to three matrices of one format."""
     x = rows.values
     parts, n = x.shape[:2]
+    nothing = rows.sums if isinstance(rows, Rows) else rows.sizes
     out = [torch.empty((n, stack.n_rows), dtype=dtype, device=x.device) for stack in stacks]
     described: list[torch.Tensor | int] = []
     for index in range(_TOGETHER):
         there = index < len(stacks)
         stack, bias, product = (stacks[index], biases[index], out[index]) if there else (stacks[0], None, out[0])
-        added = rows.sums if bias is None else bias
+        added = nothing if bias is None else bias
         described += [stack.codes, stack.scales, stack.biases, added, product, stack.n_rows if there else 0]
-    n_tiles = sum(triton.cdiv(stack.n_rows, tile.bn) for stack in stacks)
-    first = stacks[0]
     has_bias = [index < len(stacks) and biases[index] is not None for index in range(_TOGETHER)]
+    if isinstance(rows, Halves):
+        multiply_together(rows, described, has_bias[0], stacks)
+        return out
     if tile.single:
         single.multiply_together(x, described, has_bias, stacks)
         return out
+    n_tiles = sum(cdiv(stack.n_rows, tile.bn) for stack in stacks)
+    first = stacks[0]
     with on_device_of(x):
-        linear_kernel[(n_tiles, triton.cdiv(n, tile.rows))](
+        launch(
+            linear_kernel, (n_tiles, cdiv(n, tile.rows)),
             x, rows.sums, *described, n,
             first.n_columns, first.mode, first.bits, first.group, first.per_unit, first.excess, rows.span,
             *has_bias, tile.bn, tile.rows, parts, tile.warps, batches_in_step(first, tile), tile.stages,

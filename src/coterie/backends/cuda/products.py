@@ -1,16 +1,16 @@
 """Products of routed rows with the matrices of their experts: every matrix product of this back end is one."""
 
 import torch
-import triton
 
 from coterie.backends.cuda import halves, single
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
 from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, batches_in_step
 
@@ -29,21 +29,23 @@ _MOST_PROGRAMS = 65535
 
 def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | Halves:
     """Rows x [n, K] for products with `stack` by the kernel of `tile`."""
-    found, wide = _looked_for(x, stack, parts, tile)
-    return _prepare(wide, stack, parts, tile, None)[0] if found is None else found
+    rows = _looked_for(x, stack, parts, tile)
+    return _prepare(rows, stack, parts, tile, None)[0] if isinstance(rows, torch.Tensor) else rows
 
 
-def _looked_for(
-    x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile
-) -> tuple[Rows | Halves | None, torch.Tensor]:
-    """The rows, if whoever made them has brought them into order already, or if `halves` does; and in the order in
-    which they count.
-    """
+def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | Halves | torch.Tensor:
+    """The rows, if whoever made them has brought them into order already, or if `halves` does; else as they are."""
+    if isinstance(x, Arranged) and not (tile.halves and stack.mode == "plain"):
+        made = x.find(_wanted(stack, parts, tile))
+        if made is not None:
+            return Halves(made.values, made.sums) if tile.halves else Rows(made.values, made.sums, stack.group)
     wide = x.wide if isinstance(x, Arranged) else x
-    if tile.halves:
-        return halves.halve(wide, stack), wide
-    made = x.find(Arrangement.of(stack, parts, sums=not tile.single)) if isinstance(x, Arranged) else None
-    return None if made is None else Rows(made.values, made.sums, stack.group), wide
+    return halves.halve(wide, stack) if tile.halves else wide
+
+
+def _wanted(stack: Stack, parts: int, tile: Tile) -> Arrangement:
+    """The order in which products by the kernel of `tile` want rows."""
+    return Arrangement.of_halves(stack) if tile.halves else Arrangement.of(stack, parts, sums=not tile.single)
 
 
 def prepare_and_group(
@@ -54,14 +56,14 @@ def prepare_and_group(
         order, offsets, _ = group(ids, stack.n_experts)
         blocks = _blocks(ids.numel(), stack.n_experts, tile.rows, ids.device)
         with on_device_of(ids):
-            list_blocks_kernel[(stack.n_experts,)](
+            launch(
+                list_blocks_kernel, (stack.n_experts,),
                 offsets.view(torch.int32), blocks, stack.n_experts, len(blocks),
-                triton.next_power_of_2(stack.n_experts), tile.rows, **early(ids),
+                next_power_of_2(stack.n_experts), tile.rows, **early(ids),
             )  # fmt: skip
         sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
         return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
-    found, wide = _looked_for(x, stack, parts, tile)
-    rows, slots = _prepare(wide, stack, parts, tile, ids, found)
+    rows, slots = _prepare(_looked_for(x, stack, parts, tile), stack, parts, tile, ids)
     assert slots is not None
     return rows, Slots(ids.numel(), top_k, "sorted", *slots)
 
@@ -72,31 +74,36 @@ def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> to
 
 
 def _prepare(
-    x: torch.Tensor, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None, found: Rows | Halves | None = None
+    x: torch.Tensor | Rows | Halves, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None
 ) -> tuple[Rows | Halves, tuple[torch.Tensor, ...] | None]:
-    """The rows and the slots of `ids`; the slots alone where the rows were `found`."""
-    n, k = x.shape if found is None else (0, x.shape[1])
+    """The rows and the slots of `ids`; the slots alone where the rows are in order already."""
     wanted = Arrangement.of(stack, parts, sums=not tile.single)
-    if found is None:
+    found: Rows | Halves
+    if isinstance(x, torch.Tensor):
+        n, k = x.shape
         made = Made.empty(wanted, n, k, x.device)
-        found = Rows(made.values, made.sums, stack.group)
+        source, found = x, Rows(made.values, made.sums, stack.group)
+    else:
+        source, found, n, k = x.values, x, 0, x.values.shape[2]
     values, sums = found.values, found.sums if isinstance(found, Rows) else found.sizes
     slots: tuple[torch.Tensor, ...] | None = None
     n_slots, n_experts, experts = 0, 0, 0
     if ids is not None:
         n_slots, n_experts = ids.numel(), stack.n_experts
-        experts = max(2, triton.next_power_of_2(n_experts))
-        order, offsets = (torch.empty(size, dtype=torch.int32, device=x.device) for size in (n_slots, n_experts + 1))
-        slots = (order, offsets, _blocks(n_slots, n_experts, tile.rows, x.device))
+        experts = max(2, next_power_of_2(n_experts))
+        order = torch.empty(n_slots, dtype=torch.int32, device=values.device)
+        offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=values.device)
+        slots = (order, offsets, _blocks(n_slots, n_experts, tile.rows, values.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
     n_groups = max(1, _CHUNK // stack.group)
-    block = min(_SLOTS_AT_ONCE, triton.next_power_of_2(max(n_slots, 32)))
-    with on_device_of(x):
-        prepare_kernel[(n * triton.cdiv(k, n_groups * stack.group) + n_experts,)](
-            x, values, sums, values if ids is None else ids, order, offsets, blocks,
+    block = min(_SLOTS_AT_ONCE, next_power_of_2(max(n_slots, 32)))
+    with on_device_of(values):
+        launch(
+            prepare_kernel, (n * cdiv(k, n_groups * stack.group) + n_experts,),
+            source, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
             k, stack.group, stack.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
-            **early(x), num_warps=8 if block > _CHUNK else 4,
+            **early(values), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
     return found, slots
 
@@ -135,7 +142,7 @@ def gate_and_up(
     device = rows.values.device
     span = min(tile.bn, down.group) if down.has_sums else 0
     values = torch.empty((parts, slots.n, down.n_columns), dtype=torch.bfloat16, device=device)
-    n_sums = triton.cdiv(down.n_columns, span) if span else 0
+    n_sums = cdiv(down.n_columns, span) if span else 0
     sums = torch.empty((parts, slots.n, n_sums), dtype=torch.float32, device=device)
     _launch(rows, slots, gate, up, biases, tile, values, sums, activation, down, parts, span)
     return Rows(values, sums, span)
@@ -158,7 +165,8 @@ def _launch(
     n_blocks = slots.n_blocks(tile.rows)
     with on_device_of(x):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            kernel[(triton.cdiv(n_rows, bn), min(_MOST_PROGRAMS, n_blocks - first))](
+            launch(
+                kernel, (cdiv(n_rows, bn), min(_MOST_PROGRAMS, n_blocks - first)),
                 x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 no_bias if bias is None else bias, no_bias if up_bias is None else up_bias,
                 slots.order, slots.offsets, slots.blocks, out, out_sums,

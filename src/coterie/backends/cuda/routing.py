@@ -1,12 +1,12 @@
 """Routing and grouping. Ids leave as uint32; inside they are int32, which PyTorch knows better."""
 
 import torch
-import triton
 
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.group import count_rows_kernel, group_few_kernel, place_rows_kernel
 from coterie.backends.cuda.kernels.route import gather_topk_weights_kernel, route_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.errors import CapacityError
 from coterie.ops.routing import RouteSpec
 
@@ -27,12 +27,13 @@ def route(logits: torch.Tensor, spec: RouteSpec) -> tuple[torch.Tensor, torch.Te
     n_tokens, n_experts = logits.shape
     ids = torch.empty((n_tokens, spec.top_k), dtype=torch.int32, device=logits.device)
     weights = torch.empty((n_tokens, spec.top_k), dtype=torch.float32, device=logits.device)
-    groups = triton.next_power_of_2(spec.n_groups)
-    members = triton.next_power_of_2(n_experts // spec.n_groups)
+    groups = next_power_of_2(spec.n_groups)
+    members = next_power_of_2(n_experts // spec.n_groups)
     with on_device_of(logits):
-        route_kernel[(n_tokens,)](
+        launch(
+            route_kernel, (n_tokens,),
             logits, spec.selection_bias, spec.per_expert_scale, ids, weights, n_experts, float(spec.scaling_factor),
-            TOP_K=spec.top_k, SLOTS=triton.next_power_of_2(spec.top_k), SIGMOID=spec.scoring == "sigmoid",
+            TOP_K=spec.top_k, SLOTS=next_power_of_2(spec.top_k), SIGMOID=spec.scoring == "sigmoid",
             RENORMALIZE=spec.renormalize, BY_LOGITS=spec.selects_by_logits,
             HAS_BIAS=spec.selection_bias is not None, HAS_SCALE=spec.per_expert_scale is not None,
             N_GROUPS=spec.n_groups, TOP_GROUPS=spec.top_groups, TOP2=spec.group_score == "top2",
@@ -48,9 +49,10 @@ def gather_topk_weights(
     """ids uint32 [T, k] and weights f32 [T, k] of probs [T, E] in any float dtype and sorted ids int32 [T, k]."""
     weights = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     with on_device_of(probs):
-        gather_topk_weights_kernel[(len(ids),)](
+        launch(
+            gather_topk_weights_kernel, (len(ids),),
             probs, ids, per_expert_scale, weights, probs.shape[1], top_k,
-            HAS_SCALE=per_expert_scale is not None, SLOTS=triton.next_power_of_2(top_k), num_warps=1, **early(probs),
+            HAS_SCALE=per_expert_scale is not None, SLOTS=next_power_of_2(top_k), num_warps=1, **early(probs),
         )  # fmt: skip
     return ids.view(torch.uint32), weights
 
@@ -65,10 +67,11 @@ def group(ids: torch.Tensor, n_experts: int) -> tuple[torch.Tensor, torch.Tensor
     offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=ids.device)
     with on_device_of(ids):
         if n_rows <= _FEW_ROWS and n_rows * n_experts <= _FEW_LOOKS:
-            rows = min(4096, triton.next_power_of_2(n_rows))
-            group_few_kernel[(n_experts + 1,)](
-                ids, order, offsets, inverse, n_rows, n_experts, rows, num_warps=_warps(rows), **early(ids)
-            )
+            rows = min(4096, next_power_of_2(n_rows))
+            launch(
+                group_few_kernel, (n_experts + 1,),
+                ids, order, offsets, inverse, n_rows, n_experts, rows, num_warps=_warps(rows), **early(ids),
+            )  # fmt: skip
         else:
             _group_many(ids, order, offsets, inverse, n_experts)
     return order.view(torch.uint32), offsets.view(torch.uint32), inverse.view(torch.uint32)
@@ -79,15 +82,16 @@ def _group_many(
 ) -> None:
     """Count by expert and program, add the counts up, place: a counting sort whose buckets are (expert, program)."""
     n_rows = len(ids)
-    n_programs = min(triton.cdiv(n_rows, _BLOCK), max(1, _COUNTS // (n_experts + 1)))
-    rows_each = triton.cdiv(triton.cdiv(n_rows, n_programs), _BLOCK) * _BLOCK
-    n_programs = triton.cdiv(n_rows, rows_each)
+    n_programs = min(cdiv(n_rows, _BLOCK), max(1, _COUNTS // (n_experts + 1)))
+    rows_each = cdiv(cdiv(n_rows, n_programs), _BLOCK) * _BLOCK
+    n_programs = cdiv(n_rows, rows_each)
     counts = torch.zeros((n_experts + 1) * n_programs, dtype=torch.int32, device=ids.device)
-    count_rows_kernel[(n_programs,)](ids, counts, n_rows, n_experts, rows_each, _BLOCK, **early(ids))
+    launch(count_rows_kernel, (n_programs,), ids, counts, n_rows, n_experts, rows_each, _BLOCK, **early(ids))
     ends = torch.cumsum(counts, 0, dtype=torch.int32)
-    place_rows_kernel[(n_programs,)](
-        ids, counts, ends, order, offsets, inverse, n_rows, n_experts, rows_each, _BLOCK, **early(ids)
-    )
+    launch(
+        place_rows_kernel, (n_programs,),
+        ids, counts, ends, order, offsets, inverse, n_rows, n_experts, rows_each, _BLOCK, **early(ids),
+    )  # fmt: skip
 
 
 def _warps(n_values: int) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import triton
 
 from coterie.backends.cuda import gluon
 from coterie.backends.cuda.kernels.single.pieces import add_pieces_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.rows import Rows, Slots
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, few_tile
 
@@ -116,7 +116,7 @@ def _tiles(stack: Stack, warps: int, blocks: int, n_programs: int, *, gated: boo
     if n_programs <= (_MULTIPROCESSORS * at_a_time if blocks == 1 else _MULTIPROCESSORS // 2):
         return 1
     n_groups = stack.n_columns // _pieces(stack) // stack.group
-    held = triton.next_power_of_2(triton.cdiv(n_groups, warps) * warps)
+    held = next_power_of_2(cdiv(n_groups, warps) * warps)
     n_bytes = _ROWS * (n_groups * stack.group * stack.bits // 8 + held * _BYTES_OF_CONSTANTS)
     return 1 if gated and 2 * n_bytes * at_a_time > _SHARED_MEMORY else 2
 
@@ -130,12 +130,13 @@ def multiply_together(
     parts, n = x.shape[:2]
     first = stacks[0]
     blocks, n_blocks = _blocks_of_columns(n, parts)
-    n_tiles = sum(triton.cdiv(stack.n_rows, _ROWS) for stack in stacks)
+    n_tiles = sum(cdiv(stack.n_rows, _ROWS) for stack in stacks)
     warps = _warps(first, n_tiles)
     tiles = _tiles(first, warps, blocks, n_tiles * n_blocks, gated=False)
-    n_programs = sum(triton.cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
+    n_programs = sum(cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
     with on_device_of(x):
-        gluon.single_linear_kernel[(n_programs, n_blocks)](
+        launch(
+            gluon.single_linear_kernel, (n_programs, n_blocks),
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
             parts, tiles, blocks, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
         )  # fmt: skip
@@ -143,9 +144,9 @@ def multiply_together(
 
 def _blocks_of_columns(n: int, parts: int) -> tuple[int, int]:
     """(blocks of columns of a program, programs) for n rows that meet one matrix."""
-    needed = triton.cdiv(n * parts, _COLUMNS)
-    blocks = min(_MOST_BLOCKS, triton.next_power_of_2(needed))
-    return blocks, triton.cdiv(needed, blocks)
+    needed = cdiv(n * parts, _COLUMNS)
+    blocks = min(_MOST_BLOCKS, next_power_of_2(needed))
+    return blocks, cdiv(needed, blocks)
 
 
 def multiply(
@@ -162,7 +163,7 @@ def multiply(
     sums = torch.empty((n, pieces, n_columns), dtype=torch.float32, device=out.device)
     _launch(rows, slots, stack, None, (bias, None), sums, None, None, 1, known=known)
     with on_device_of(out):
-        add_pieces_kernel[(n, triton.cdiv(n_columns, _BLOCK))](sums, out, n_columns, pieces, _BLOCK, **early(out))
+        launch(add_pieces_kernel, (n, cdiv(n_columns, _BLOCK)), sums, out, n_columns, pieces, _BLOCK, **early(out))
 
 
 def gate_and_up(
@@ -191,13 +192,14 @@ def _launch(
     blocks, n_blocks = (
         _blocks_of_columns(slots.n, rows.parts) if is_dense else (1, slots.n_blocks(_COLUMNS // rows.parts))
     )
-    n_tiles, pieces = triton.cdiv(n_rows, of_tile), _pieces(stack)
+    n_tiles, pieces = cdiv(n_rows, of_tile), _pieces(stack)
     warps = _warps(stack, n_tiles if is_dense else None)
     tiles = _tiles(stack, warps, blocks, n_tiles * n_blocks * pieces, gated=gated)
-    n_programs = triton.cdiv(n_rows, of_tile * tiles)
+    n_programs = cdiv(n_rows, of_tile * tiles)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
-            gluon.single_rows_kernel[(n_programs, min(_MOST_PROGRAMS, n_blocks - first), pieces)](
+            launch(
+                gluon.single_rows_kernel, (n_programs, min(_MOST_PROGRAMS, n_blocks - first), pieces),
                 x, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias,
                 slots.order, slots.offsets, slots.blocks, out,

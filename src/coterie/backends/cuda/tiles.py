@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 import torch
-import triton
 
+from coterie.backends.cuda.sizes import cdiv
 from coterie.backends.cuda.stacks import Stack
 
 
@@ -104,16 +104,21 @@ def dense_tile(stack: Stack, n_rows: int, parts: int, halves: bool = False) -> T
     if n_rows <= _ROWS_OF_ONE:
         return few_tile(parts)
     rows = _SHARED_COLUMNS // parts
-    n_blocks = triton.cdiv(n_rows, rows)
-    if n_blocks == 1 or triton.cdiv(stack.n_rows, few_tile(parts).bn) * n_blocks <= _MOST_SMALL:
+    n_blocks = cdiv(n_rows, rows)
+    if n_blocks == 1 or cdiv(stack.n_rows, few_tile(parts).bn) * n_blocks <= _MOST_SMALL:
         return replace(few_tile(parts), rows=rows)
     if halves and parts == 1:
-        n_tiles = triton.cdiv(stack.n_rows, _MATRIX_ROWS)
-        width = next((width for width in (128, 64) if n_tiles * triton.cdiv(n_rows, width) >= _FEWEST_WIDE), 32)
-        return halves_tile(width, width)
+        return dense_halves_tile(stack.n_rows, n_rows)
     tile = tile_for(stack, n_rows, parts)
-    n_programs = triton.cdiv(stack.n_rows, tile.bn * tile.alone) * triton.cdiv(n_rows, tile.rows)
+    n_programs = cdiv(stack.n_rows, tile.bn * tile.alone) * cdiv(n_rows, tile.rows)
     return replace(tile, alone=1) if n_programs < _FEWEST_LARGE else tile
+
+
+def dense_halves_tile(n_matrix_rows: int, n_rows: int) -> Tile:
+    """The tile of float16 products for rows that all meet the same matrix rows."""
+    n_tiles = cdiv(n_matrix_rows, _MATRIX_ROWS)
+    width = next((width for width in (128, 64) if n_tiles * cdiv(n_rows, width) >= _FEWEST_WIDE), 32)
+    return halves_tile(width, width)
 
 
 def _stages_that_fit(stack: Stack, tile: Tile, parts: int) -> int:

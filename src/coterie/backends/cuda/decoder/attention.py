@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made, Wishes
@@ -15,7 +14,8 @@ from coterie.backends.cuda.decoder.shapes import StepShape, shared_memory, step_
 from coterie.backends.cuda.kernels.attend import attend_tokens_kernel
 from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel, combine_shares_kernel
 from coterie.backends.cuda.kernels.heads import place_heads_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 
 _HEADS = 8
 """Heads of a token that are made ready together."""
@@ -66,7 +66,7 @@ class Projected:
             "V_NORM": spec.normalize_values,
             "HAS_LIMIT": spec.clip is not None,
             "DTYPE": TRITON_DTYPES[self.dtype],
-            "BLOCK_D": triton.next_power_of_2(spec.head_dim),
+            "BLOCK_D": next_power_of_2(spec.head_dim),
         }
 
 
@@ -82,7 +82,7 @@ def attend_rows(
         mixed, made = _step(projected, sinks, rows, layer, wishes.at(place), n_together)
     else:
         mixed, made = _tokens(projected, sinks, rows, layer), ()
-    return Arranged(mixed.view(len(mixed), -1), made, wishes, place)
+    return Arranged(len(mixed), mixed.view(len(mixed), -1), made, wishes, place)
 
 
 def projected_rows(
@@ -109,7 +109,8 @@ def _step(
     shares = Shares(n_rows, spec.n_heads, spec.head_dim, shape, spec.window, rows.positions)
     beside = spec.n_kv_heads * shape.parts
     with on_device_of(projected.queries):
-        attend_shares_kernel[(shape.n_programs(rows.longest, spec.window, beside * n_rows), beside, n_rows)](
+        launch(
+            attend_shares_kernel, (shape.n_programs(rows.longest, spec.window, beside * n_rows), beside, n_rows),
             *projected.pointers, None, projected.query_norm, projected.key_norm, *rows.tables[spec.rope],
             rows.positions, rows.stores[layer], shares.mixed, shares.states, *projected.numbers, spec.window or 0,
             float(spec.scale), GROUP=group, HEADS=shape.heads, D_TURNED=0, HAS_NEW=projected.keys is not None,
@@ -122,9 +123,10 @@ def _step(
 def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
     spec, queries = projected.spec, projected.queries
     made = torch.empty((len(queries), spec.n_heads, spec.head_dim), dtype=projected.dtype, device=queries.device)
-    blocks_of_new = 0 if projected.keys is None else 2 * triton.cdiv(spec.n_kv_heads, _HEADS)
+    blocks_of_new = 0 if projected.keys is None else 2 * cdiv(spec.n_kv_heads, _HEADS)
     with on_device_of(queries):
-        place_heads_kernel[(len(queries), triton.cdiv(spec.n_heads, _HEADS) + blocks_of_new)](
+        launch(
+            place_heads_kernel, (len(queries), cdiv(spec.n_heads, _HEADS) + blocks_of_new),
             *projected.pointers, projected.query_norm, projected.key_norm, *rows.tables[spec.rope], rows.positions,
             rows.sequences, rows.stores[layer], made, *projected.numbers, N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS,
             num_warps=4, **projected.options, **early(queries),
@@ -156,10 +158,11 @@ def over_tokens(
     """
     n_tokens, n_heads, dim = queries.shape
     group, d_turned = n_heads // n_kv_heads, 0 if turned is None else turned.shape[-1]
-    block, block_turned = triton.next_power_of_2(dim), triton.next_power_of_2(max(d_turned, 1))
+    block, block_turned = next_power_of_2(dim), next_power_of_2(max(d_turned, 1))
     shape = tokens_shape(block + (block_turned if d_turned else 0), queries.dtype, shared_memory(queries.device))
     with on_device_of(queries):
-        attend_tokens_kernel[(triton.cdiv(n_tokens * group, shape.rows), n_kv_heads)](
+        launch(
+            attend_tokens_kernel, (cdiv(n_tokens * group, shape.rows), n_kv_heads),
             queries, turned, stores, sequence, sinks, out, n_tokens, start, window or 0, float(scale),
             N_HEADS=n_heads, GROUP=group, HAS_WINDOW=window is not None, WRAPS=start + n_tokens > capacity,
             HAS_SINKS=sinks is not None, LATENT=turned is not None, D=dim, D_TURNED=d_turned,
@@ -182,15 +185,18 @@ class Shares:
     def combined(
         self, sinks: torch.Tensor | None, wished: Sequence[Arrangement] = ()
     ) -> tuple[torch.Tensor, tuple[Made, ...]]:
-        """f32 [rows, heads, D], and in those of the wished orders whose groups do not reach from head to head."""
+        """f32 [rows, heads, D], and in those of the wished orders of which a head's program can make its part."""
         n_rows, n_heads, n_splits, dim = self.mixed.shape
         made = tuple(
-            Made.empty(wish, n_rows, n_heads * dim, self.mixed.device) for wish in wished if dim % wish.group == 0
+            Made.empty(wish, n_rows, n_heads * dim, self.mixed.device)
+            for wish in wished
+            if not wish.halves and dim % wish.group == 0
         )
-        block, splits = triton.next_power_of_2(dim), triton.next_power_of_2(n_splits)
+        block, splits = next_power_of_2(dim), next_power_of_2(n_splits)
         out = torch.empty((n_rows, n_heads, dim), dtype=torch.float32, device=self.mixed.device)
         with on_device_of(out):
-            combine_shares_kernel[(n_heads, n_rows)](
+            launch(
+                combine_shares_kernel, (n_heads, n_rows),
                 self.mixed, self.states, sinks, self._positions, out, tuple(one.values for one in made),
                 tuple(one.sums for one in made), n_rows, self._window or 0, N_HEADS=n_heads,
                 ARRANGED=tuple(tuple(one.arrangement) for one in made),

@@ -5,14 +5,14 @@ latents themselves, which all heads share; the mixed latents become values at th
 from typing import Any
 
 import torch
-import triton
 
 from coterie.backends.cuda.decoder.attention import TRITON_DTYPES, Shares, over_tokens
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import step_shape
 from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel
 from coterie.backends.cuda.kernels.by_head import keep_latents_kernel, multiply_by_head_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 
 _ROWS, _COLUMNS, _DEPTH = 16, 32, 64
 """Of a program that multiplies by head."""
@@ -55,9 +55,10 @@ def by_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     x = x if x.stride(2) == 1 else x.contiguous()
     out = torch.empty((n_rows, n_heads, n), dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        multiply_by_head_kernel[(triton.cdiv(n_rows, _ROWS), n_heads, triton.cdiv(n, _COLUMNS))](
+        launch(
+            multiply_by_head_kernel, (cdiv(n_rows, _ROWS), n_heads, cdiv(n, _COLUMNS)),
             x, weights, out, n_rows, x.stride(0), x.stride(1), N_HEADS=n_heads, N=n, K=depth, BLOCK_M=_ROWS,
-            BLOCK_N=_COLUMNS, BLOCK_K=min(_DEPTH, max(16, triton.next_power_of_2(depth))), num_warps=4, **early(x),
+            BLOCK_N=_COLUMNS, BLOCK_K=min(_DEPTH, max(16, next_power_of_2(depth))), num_warps=4, **early(x),
         )  # fmt: skip
     return out
 
@@ -67,9 +68,10 @@ def _keep(
 ) -> None:
     rank, dim = latents.shape[-1], keys.shape[-1]
     with on_device_of(latents):
-        keep_latents_kernel[(len(latents),)](
+        launch(
+            keep_latents_kernel, (len(latents),),
             latents, keys, rows.positions, rows.sequences, stores, RANK=rank, D=dim, DTYPE=TRITON_DTYPES[dtype],
-            BLOCK_RANK=triton.next_power_of_2(rank), BLOCK_D=triton.next_power_of_2(dim), num_warps=4, **early(latents),
+            BLOCK_RANK=next_power_of_2(rank), BLOCK_D=next_power_of_2(dim), num_warps=4, **early(latents),
         )  # fmt: skip
 
 
@@ -82,12 +84,13 @@ def _step(
     shares = Shares(n_rows, n_heads, rank, shape, None, rows.positions)
     none: Any = None
     with on_device_of(absorbed):
-        attend_shares_kernel[(shape.n_programs(rows.longest, None, shape.parts * n_rows), shape.parts, n_rows)](
+        launch(
+            attend_shares_kernel, (shape.n_programs(rows.longest, None, shape.parts * n_rows), shape.parts, n_rows),
             absorbed, none, none, turned, none, none, none, none, rows.positions, stores, shares.mixed, shares.states,
             0, 0, 0, 0.0, 0.0, 0, float(scale), N_HEADS=n_heads, GROUP=n_heads, HEADS=shape.heads, D=rank,
             D_TURNED=dim, N_PAIRS=0, INTERLEAVED=False, Q_NORM=False, K_NORM=False, V_NORM=False, HAS_LIMIT=False,
             HAS_NEW=False, HAS_WINDOW=False, LATENT=True, DTYPE=TRITON_DTYPES[dtype], N_SPLITS=shape.n_splits,
-            BLOCK_N=shape.n_keys, BLOCK_D=triton.next_power_of_2(rank), BLOCK_TURNED=triton.next_power_of_2(dim),
+            BLOCK_N=shape.n_keys, BLOCK_D=next_power_of_2(rank), BLOCK_TURNED=next_power_of_2(dim),
             num_warps=shape.warps, **early(absorbed),
         )  # fmt: skip
     return shares.combined(None)[0]

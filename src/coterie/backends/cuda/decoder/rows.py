@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 
 from coterie.backends.cuda.device import within_memory
 from coterie.backends.cuda.kernels.rotation import rotation_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import next_power_of_2
 
 _ALIGNED = 4
 """Numbers: what is sent together begins at multiples of 32 bytes. Kernels would otherwise be compiled twice."""
@@ -124,8 +124,9 @@ def rotation_table(
     n_pairs = len(frequencies)
     cos, sin = torch.empty((2, len(positions), n_pairs), dtype=torch.float32, device=positions.device)
     with on_device_of(positions):
-        rotation_kernel[(len(positions),)](
-            positions, frequencies, cos, sin, float(amplitude), n_pairs, triton.next_power_of_2(n_pairs), num_warps=1,
+        launch(
+            rotation_kernel, (len(positions),),
+            positions, frequencies, cos, sin, float(amplitude), n_pairs, next_power_of_2(n_pairs), num_warps=1,
             **early(positions),
         )  # fmt: skip
     return cos, sin

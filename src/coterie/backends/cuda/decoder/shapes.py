@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-import triton
+
+from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 
 _PROGRAMS = 256
 """Programs that a step is divided among, if its sequences are long enough: two for each multiprocessor."""
@@ -54,11 +55,11 @@ def step_shape(head_dim: int, n_kv_heads: int, group: int, dtype: torch.dtype, n
     """The shape for steps of any length, on which it must not depend; nor on the number of rows, if each has the bits
     that it has alone. Where rows need not, they are `n_together`, and fewer shares of each are written and read again.
     """
-    block = triton.next_power_of_2(head_dim)
+    block = next_power_of_2(head_dim)
     heads = 16 if group <= 16 else 32
-    parts = triton.cdiv(group, heads)
+    parts = cdiv(group, heads)
     # A record of a step has a few rows more than there are texts: with powers of two it has the bits of a pass.
-    beside = n_kv_heads * parts * triton.next_power_of_2(n_together)
+    beside = n_kv_heads * parts * next_power_of_2(n_together)
     n_splits = max(1, min(_MOST_SPLITS, (_PROGRAMS if block <= 128 else _WIDE_PROGRAMS) // beside))
     n_keys = 64 if block <= 128 else 32
     if dtype == torch.float32:
@@ -77,6 +78,7 @@ class TokensShape:
 
 
 _LARGEST_FIRST = (
+    TokensShape(128, 128, 8, 3),
     TokensShape(128, 64, 8, 3),
     TokensShape(128, 64, 8, 2),
     TokensShape(64, 32, 8, 2),

@@ -25,10 +25,6 @@ _EXACT_PARTS = 2
 _WHOLE_PARTS = 4
 """Numbers of bf16 that hold all digits of f32: three would do, and kernels want a power of two."""
 
-_FEW = 64
-"""Rows up to which what experts give is kept in f32: with more it would cost more to write and read than it is worth.
-"""
-
 _CHUNK = 4096
 """Tokens of a prompt that pass together: so many that each expert has rows enough for the matrix units."""
 
@@ -114,7 +110,7 @@ class Verbs:
         return self._moe(x, routing, experts, known=True)
 
     def _moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any, *, known: bool) -> SlotOutputs:
-        is_wide = self.precision == "exact" or self._alone or len(x) <= _FEW
+        is_wide = self.precision == "exact" or self._alone or len(x) <= elementwise.FEW
         dtype = torch.float32 if is_wide else torch.bfloat16
         return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone, known=known)
 

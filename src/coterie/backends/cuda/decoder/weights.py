@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 
 from coterie.arrays import numpy_as_torch
 from coterie.backends.cuda.kernels.embed import embed_kernel
-from coterie.backends.cuda.launch import early, on_device_of
+from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.sizes import cdiv
 from coterie.errors import CapacityError
 from coterie.formats import Packed
 from coterie.ops import dispatch
@@ -112,7 +112,8 @@ def embed(weight: Packed | torch.Tensor, ids: torch.Tensor, scale: float = 1.0) 
         parts = (weight.codes.view(torch.int32), weight.scales, weight.biases)
         options = {"MODE": weight.mode, "BITS": weight.format.bits, "GROUP": weight.format.group_size}
     with on_device_of(ids):
-        embed_kernel[(len(ids), triton.cdiv(size, _BLOCK))](
-            *parts, ids, out, size, float(scale), **options, BLOCK=_BLOCK, num_warps=4, **early(ids, fused=False)
-        )
+        launch(
+            embed_kernel, (len(ids), cdiv(size, _BLOCK)),
+            *parts, ids, out, size, float(scale), **options, BLOCK=_BLOCK, num_warps=4, **early(ids, fused=False),
+        )  # fmt: skip
     return out

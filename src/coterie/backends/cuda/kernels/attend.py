@@ -32,11 +32,13 @@ def store_tile(store, slots, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def weigh(scores, highest, total, mixed):
-    """Shares exp2(scores) of one more block under the new highest score; what there was before is scaled to match."""
-    raised = tl.maximum(highest, tl.max(scores, 1))
+def weigh(scores, factor, highest, total, mixed):
+    """Shares exp2(scores * factor) of one more block under the new highest score; what there was before is scaled to
+    match. The factor is positive, and is not multiplied by itself: the product joins the difference in one instruction.
+    """
+    raised = tl.maximum(highest, tl.max(scores, 1) * factor)
     correction = tl.exp2(highest - raised)
-    shares = tl.exp2(scores - raised[:, None])
+    shares = tl.exp2(scores * factor - raised[:, None])
     return shares, raised, total * correction + tl.sum(shares, 1), mixed * correction[:, None]
 
 
@@ -56,13 +58,12 @@ def meet_block(
     if LATENT:
         shared = store_tile(values, slots, inside, D_TURNED, BLOCK_TURNED)
         scores += product(turned, tl.trans(shared))
-    scores *= factor
     if MASKED:
         visible = seen[None, :] <= positions[:, None]
         if HAS_WINDOW:
             visible = visible & (seen[None, :] > positions[:, None] - window)
         scores = tl.where(visible, scores, float("-inf"))
-    shares, highest, total, mixed = weigh(scores, highest, total, mixed)
+    shares, highest, total, mixed = weigh(scores, factor, highest, total, mixed)
     if not LATENT:
         block = store_tile(values, slots, inside, D, BLOCK_D)
     return highest, total, mixed + product(shares.to(DTYPE), block)

@@ -130,8 +130,8 @@ def attend_shares_kernel(
             scores = product(queries, tl.trans(key_block))
             if LATENT:
                 scores += product(turned, tl.trans(value_block))
-            scores = tl.where((at < end)[None, :], scores * factor, float("-inf"))
-            shares, highest, total, mixed = weigh(scores, highest, total, mixed)
+            scores = tl.where((at < end)[None, :], scores, float("-inf"))
+            shares, highest, total, mixed = weigh(scores, factor, highest, total, mixed)
             mixed += product(shares.to(DTYPE), key_block if LATENT else value_block)
             # The next split's first keys are fetched before this one's share is stored.
             at = tl.where(block + BLOCK_N < end, block + BLOCK_N, after) + tl.arange(0, BLOCK_N)

@@ -18,6 +18,32 @@ def _power(stored_exponent):
 
 
 @triton.jit
+def _keep_sizes(sizes, row, largest, total):
+    """sizes [n, 2] of a row as `rows.Halves` has them; what its activations are multiplied by."""
+    exponent = tl.minimum(tl.maximum(268 - (largest.to(tl.int32, bitcast=True) >> 23), 1), 253)
+    tl.store(sizes + row * 2, _power(254 - exponent))
+    tl.store(sizes + row * 2 + 1, total)
+    return _power(exponent)
+
+
+@triton.jit
+def _store_ordered(x, factor, out, row, first, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """x [BLOCK] times the factor, the row's activations from `first` on."""
+    number = (x * factor).to(tl.float16)
+    ordered = tl.reshape(tl.permute(tl.reshape(number, (BLOCK // G, G // C, C)), (0, 2, 1)), (BLOCK,))
+    k = first + tl.arange(0, BLOCK)
+    tl.store(out + row * K + k, ordered, mask=k < K)
+
+
+@triton.jit
+def halve_row(x, out, sizes, row, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """A row x f32 [BLOCK], zeros behind its K activations, in the order of codes as float16, and its sizes."""
+    size = tl.abs(x)
+    factor = _keep_sizes(sizes, row, tl.max(size, 0), tl.sum(size, 0))
+    _store_ordered(x, factor, out, row, 0, K, G, C, BLOCK)
+
+
+@triton.jit
 def halve_kernel(
     x, out, sizes, K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 ):
@@ -25,21 +51,21 @@ def halve_kernel(
     row = tl.program_id(0).to(tl.int64)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    largest, total = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
-    for first in tl.range(0, K, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        size = tl.abs(tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32))
-        largest = tl.maximum(largest, tl.max(size, 0))
-        total += tl.sum(size, 0)
-    exponent = tl.minimum(tl.maximum(268 - (largest.to(tl.int32, bitcast=True) >> 23), 1), 253)
-    factor = _power(exponent)
-    tl.store(sizes + row * 2, _power(254 - exponent))
-    tl.store(sizes + row * 2 + 1, total)
-    for first in tl.range(0, K, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        number = (tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32) * factor).to(tl.float16)
-        ordered = tl.reshape(tl.permute(tl.reshape(number, (BLOCK // G, G // C, C)), (0, 2, 1)), (BLOCK,))
-        tl.store(out + row * K + k, ordered, mask=k < K)
+    if K <= BLOCK:
+        k = tl.arange(0, BLOCK)
+        halve_row(tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32), out, sizes, row, K, G, C, BLOCK)
+    else:
+        largest, total = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
+        for first in tl.range(0, K, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            size = tl.abs(tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32))
+            largest = tl.maximum(largest, tl.max(size, 0))
+            total += tl.sum(size, 0)
+        factor = _keep_sizes(sizes, row, largest, total)
+        for first in tl.range(0, K, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            part = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+            _store_ordered(part, factor, out, row, first, K, G, C, BLOCK)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ What matrices meet next leaves in the order of their codes as well.
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.kernels.halves import halve_row
 from coterie.backends.cuda.kernels.prepare import group_sums
 from coterie.backends.cuda.launch import let_next_begin, wait_and_let_begin, wait_for_previous
 from coterie.ops.combine import SKIPPED_BELOW
@@ -121,14 +122,14 @@ def arrange_row(
 def add_norms_kernel(
     h, branches, branch_norms, ids, weights, after, scalar, out, befores, normed, values, sums, n_rows, n_experts, eps,
     SIZE: tl.constexpr, TOP_K: tl.constexpr, NORMS_OF: tl.constexpr, HAS_AFTER: tl.constexpr, HAS_SCALAR: tl.constexpr,
-    ARRANGED: tl.constexpr, BLOCK: tl.constexpr, SOON: tl.constexpr, EARLY: tl.constexpr,
+    WIDE: tl.constexpr, ARRANGED: tl.constexpr, BLOCK: tl.constexpr, SOON: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program: one row. out = (h + after(sum of the branches)) * scalar, and the norms of out that follow it.
 
     branches: one or two; TOP_K is 0 for each that is [rows, SIZE], else the number of slots that are weighted and
     summed first. NORMS_OF: which branches have a norm, in branch_norms in this order. befores: the weights of the norms
-    of out, `normed` where they go. ARRANGED: (which norm, group, codes in a unit, parts, whether with sums) for each of
-    `values` and `sums`, where norms go in the order of codes.
+    of out, `normed` where those go in f32 that are WIDE. ARRANGED: (which norm, group, codes in a unit, parts, whether
+    with sums, whether halves) for each of `values` and `sums`, where norms go in the order of codes.
     """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -168,10 +169,16 @@ def add_norms_kernel(
         y *= norm_factor(y, SIZE, eps)
     for norm in tl.static_range(len(befores)):
         x = y * (scale_0 if norm == 0 else scale_1 if norm == 1 else scale_2)
-        tl.store(normed[norm] + place, x, mask=inside)
+        if WIDE[norm]:
+            tl.store(normed[norm] + place, x, mask=inside)
         for index in tl.static_range(len(ARRANGED)):
             if ARRANGED[index][0] == norm:
-                arrange_row(
-                    x, values[index], sums[index], 0, row, n_rows, SIZE, ARRANGED[index][1], ARRANGED[index][2],
-                    ARRANGED[index][3], ARRANGED[index][4], SIZE, BLOCK,
-                )  # fmt: skip
+                if ARRANGED[index][5]:
+                    halve_row(
+                        x, values[index], sums[index], row, SIZE, ARRANGED[index][1], ARRANGED[index][2], BLOCK
+                    )  # fmt: skip
+                else:
+                    arrange_row(
+                        x, values[index], sums[index], 0, row, n_rows, SIZE, ARRANGED[index][1], ARRANGED[index][2],
+                        ARRANGED[index][3], ARRANGED[index][4], SIZE, BLOCK,
+                    )  # fmt: skip

@@ -62,40 +62,42 @@ def half_rows_kernel(
     up = at + up_row
     gate_of = (codes + at * W, scales + at * NG, biases + at * NG, bias + at, largest + expert)
     up_of = (up_codes + up * W, up_scales + up * NG, up_biases + up * NG, up_bias + up, up_largest + expert)
-    _as_wide_as_needed(
-        x, x_sizes, gate_of, up_of, order, first_place, end, out, out_sizes, top_k, n_rows,
+    as_wide_as_needed(
+        x, x_sizes, gate_of, up_of, gl.program_id(0), order, first_place, end, out, out_sizes, top_k, n_rows,
         K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS,
     )  # fmt: skip
 
 
 @gluon.jit
-def _as_wide_as_needed(
-    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
+def as_wide_as_needed(
+    x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """The narrowest product that has a block's rows, TOKENS at most."""
+    """The narrowest product that has a block's rows, TOKENS at most; of gate and up: codes, scales, biases, bias,
+    largest.
+    """
     if TOKENS == LEAST or end - first_place > TOKENS // 2:
         _tile(
-            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
+            x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
             K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS,
         )  # fmt: skip
     else:
-        _as_wide_as_needed(
-            x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
+        as_wide_as_needed(
+            x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
             K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS,
         )  # fmt: skip
 
 
 @gluon.jit
 def _tile(
-    x, x_sizes, gate, up, order, first_place, end, out, out_sizes, top_k, n_rows,
+    x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """`half_rows_kernel` for a block of up to TOKENS rows; of gate and up: codes, scales, biases, bias, largest."""
+    """`as_wide_as_needed` for a block of up to TOKENS rows."""
     codes, scales, biases, bias, largest = gate
     up_codes, up_scales, up_biases, up_bias, up_largest = up
     N_GROUPS: gl.constexpr = K // G
@@ -103,7 +105,7 @@ def _tile(
     STAGES: gl.constexpr = stages_for(TOKENS, MODE, BITS, turns_of(N_GROUPS, MODE, BITS))
     CL: gl.constexpr = copied(UNITS)
     XL: gl.constexpr = copied(COLUMNS)
-    first_row = gl.program_id(0) * (ROWS // 2 if GATED else ROWS)
+    first_row = tile_index * (ROWS // 2 if GATED else ROWS)
     w_at = rows_at(first_row, n_rows, codes, up_codes, K // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
     w_at = gl.multiple_of(w_at, 16)[:, None] + gl.arange(0, UNITS, layout=gl.SliceLayout(0, CL))[None, :]
     slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
