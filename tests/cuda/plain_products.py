@@ -14,9 +14,11 @@ from coterie.formats import Packed
 from coterie.ops import dispatch
 
 
-def linears(x: Any, weights: Sequence[Any], biases: Sequence[Any], *, parts: int, alone: bool = False) -> list[Any]:
+def linears(
+    x: Any, weights: Sequence[Any], biases: Sequence[Any], *, parts: int, alone: bool = False, dtype: Any = None
+) -> list[Any]:
     """`coterie.backends.cuda.linear.linears`, in f32, row by row."""
-    del parts, alone
+    del parts, alone, dtype
     rows = _wide(x)
     products = [torch.cat([row[None] @ _dense(weight).mT for row in rows]) for weight in weights]
     return [y if bias is None else y + bias for y, bias in zip(products, biases, strict=True)]

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made, Wishes
-from coterie.backends.cuda.decoder.elementwise import rms_norm
+from coterie.backends.cuda.decoder.elementwise import FEW, rms_norm
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import StepShape, shared_memory, step_shape, tokens_shape
 from coterie.backends.cuda.kernels.attend import attend_tokens_kernel
@@ -28,7 +28,8 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """Projections of rows, f32 [T, heads * D] each, and what makes heads of them; `dtype` is that of the stores.
+    """Projections of rows, [T, heads * D] each, f32 or rounded to bf16, and what makes heads of them; `dtype` is that
+    of the stores.
 
     keys and values of None: the stores have them already.
     """
@@ -73,8 +74,8 @@ class Projected:
 def attend_rows(
     projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int, wishes: Wishes, *, alone: bool
 ) -> Arranged:
-    """Mixed values f32 [T, heads * D]; keys and values join the stores. alone: each row of a step comes out with the
-    bits that it has by itself.
+    """Mixed values [T, heads * D], in f32, or of many rows of a prompt in the stores' dtype; keys and values join the
+    stores. alone: each row of a step comes out with the bits that it has by itself.
     """
     place = ("attention", layer)
     if rows.is_step:
@@ -131,7 +132,7 @@ def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, 
             rows.sequences, rows.stores[layer], made, *projected.numbers, N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS,
             num_warps=4, **projected.options, **early(queries),
         )  # fmt: skip
-    out = torch.empty(made.shape, dtype=torch.float32, device=queries.device)
+    out = torch.empty_like(made, dtype=torch.float32 if len(queries) <= FEW else projected.dtype)
     for sequence, (own, start, cache) in enumerate(rows.parts):
         over_tokens(
             made[own], None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
@@ -154,7 +155,7 @@ def over_tokens(
     out: torch.Tensor,
 ) -> None:
     """Attention of one sequence's queries [T, Hq, D] from position `start` on, in the dtype of its stores, into `out`
-    f32 [T, Hq, D]. Where `turned` [T, Hq, D2] are given too, the stores have latents and turned keys.
+    [T, Hq, D], f32 or of that dtype. Where `turned` [T, Hq, D2] are given too, the stores have latents and turned keys.
     """
     n_tokens, n_heads, dim = queries.shape
     group, d_turned = n_heads // n_kv_heads, 0 if turned is None else turned.shape[-1]

@@ -17,7 +17,8 @@ _HEADS = 8
 """Heads of a token that are turned together."""
 
 FEW = 64
-"""Rows up to which what experts give is kept in f32: with more it would cost more to write and read than it is worth.
+"""Rows up to which what a launch leaves for the next is f32: with more it would cost more to write and read than it is
+worth.
 """
 
 

@@ -78,6 +78,18 @@ class Verbs:
         return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
 
     @within_memory
+    def projections(
+        self,
+        x: torch.Tensor | Arranged,
+        matrices: Sequence[Weight],
+        biases: Sequence[torch.Tensor | None],
+        *,
+        exact: bool = False,
+    ) -> list[torch.Tensor]:  # fmt: skip
+        dtype = torch.float32 if exact else self._passing_dtype(len(x))
+        return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone, dtype=dtype)
+
+    @within_memory
     def attend_rows(
         self, queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any,
         rows: DeviceRows, layer: int, eps: float,
@@ -110,8 +122,7 @@ class Verbs:
         return self._moe(x, routing, experts, known=True)
 
     def _moe(self, x: torch.Tensor | Arranged, routing: Routing, experts: Any, *, known: bool) -> SlotOutputs:
-        is_wide = self.precision == "exact" or self._alone or len(x) <= elementwise.FEW
-        dtype = torch.float32 if is_wide else torch.bfloat16
+        dtype = self._passing_dtype(len(x))
         return run_slots(x, routing.ids, routing.weights, experts, self._parts(), dtype, alone=self._alone, known=known)
 
     @within_memory
@@ -133,6 +144,11 @@ class Verbs:
 
     def to_numpy(self, x: torch.Tensor) -> np.ndarray:
         return as_numpy(x)
+
+    def _passing_dtype(self, n_rows: int) -> torch.dtype:
+        """The dtype of what one launch of a layer leaves for the next."""
+        is_wide = self.precision == "exact" or self._alone or n_rows <= elementwise.FEW
+        return torch.float32 if is_wide else torch.bfloat16
 
     def _parts(self, exact: bool = False) -> int:
         if self.precision == "exact":

@@ -78,8 +78,8 @@ def attend_tokens_kernel(
 ):  # fmt: skip
     """Program: BLOCK_M rows, token by token the heads of a group, and their key-value head.
 
-    q [T, N_HEADS, D] in DTYPE, the stores' dtype; out f32 [T, N_HEADS, D]. LATENT: the stores have latents, which serve
-    as keys and as values, and keys of D_TURNED numbers, which meet q_turned [T, N_HEADS, D_TURNED].
+    q [T, N_HEADS, D] in DTYPE, the stores' dtype; out [T, N_HEADS, D], f32 or DTYPE. LATENT: the stores have latents,
+    which serve as keys and as values, and keys of D_TURNED numbers, which meet q_turned [T, N_HEADS, D_TURNED].
     """
     head = tl.program_id(1)
     # The last tokens see most, and come first.
@@ -136,4 +136,4 @@ def attend_tokens_kernel(
     if HAS_SINKS:
         sink = tl.load(sinks + head * GROUP + rows % GROUP) * LOG2_E
         total += tl.exp2(sink - highest)
-    tl.store(out + lines[:, None] * D + columns[None, :], mixed / total[:, None], mask=mask)
+    tl.store(out + lines[:, None] * D + columns[None, :], (mixed / total[:, None]).to(out.dtype.element_ty), mask=mask)

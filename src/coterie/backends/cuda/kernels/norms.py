@@ -40,7 +40,7 @@ def rms_norm_kernel(
         scale = tl.load(weight + columns, mask=inside, other=0.0)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    values = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
+    values = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     values *= norm_factor(values, size, eps)
     if HAS_WEIGHT:
         values *= scale
@@ -73,7 +73,7 @@ def branch_row(values, weights, row, columns, inside, SIZE: tl.constexpr, TOP_K:
     Nothing is read of slots whose weight is 0.
     """
     if TOP_K == 0:
-        return tl.load(values + row * SIZE + columns, mask=inside, other=0.0)
+        return tl.load(values + row * SIZE + columns, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros_like(columns).to(tl.float32)
     for slot in tl.static_range(TOP_K):
         end = tl.where(weights[slot] == 0.0, 0, SIZE)
