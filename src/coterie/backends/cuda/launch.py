@@ -14,7 +14,7 @@ Triton takes the host 50 to 100 microseconds to see which compiled kernel a laun
 import contextlib
 import functools
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,10 +74,10 @@ def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
 
 
 class _Known(NamedTuple):
-    """A compiled kernel, and the names of those of its arguments that a launch gives by name, in their order."""
+    """A compiled kernel, and where its arguments stand among those of a launch, the named ones behind the others."""
 
     compiled: Any
-    named: tuple[str, ...]
+    places: tuple[int, ...]
 
 
 _MOST_KNOWN = 4096
@@ -97,34 +97,41 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **options)
         return
     kind: list[Any] = [id(kernel), _current_device(), *options]
-    passed = _described(arguments, kind)
-    named = dict(zip(options, _described(options.values(), kind), strict=True))
+    passed: list[Any] = []
+    _describe(arguments, kind, passed)
+    _describe(options.values(), kind, passed)
     known = _known.get(key := tuple(kind))
     if known is not None:
-        known.compiled[(*grid, 1, 1)[:3]](*passed, *(named[name] for name in known.named))
+        known.compiled[(*grid, 1, 1)[:3]](*[passed[place] for place in known.places])
         return
     compiled = kernel[grid](*arguments, **options)
     if compiled is not None:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = _Known(compiled, tuple(name for name in kernel.arg_names[len(arguments) :] if name in options))
+        _known[key] = _Known(compiled, _places(kernel.arg_names, len(arguments), tuple(options)))
 
 
-def _described(arguments: Iterable[Any], kind: list[Any]) -> list[Any]:
-    """The arguments with addresses for tensors; what makes a launch one of its kind joins `kind`."""
-    passed: list[Any] = []
+def _places(names: Sequence[str], n_first: int, named: tuple[str, ...]) -> tuple[int, ...]:
+    """Where a kernel's arguments stand in a launch: n_first in their order, and those `named`, options among them."""
+    return (*range(n_first), *(n_first + named.index(name) for name in names[n_first:] if name in named))
+
+
+def _describe(arguments: Iterable[Any], kind: list[Any], passed: list[Any]) -> None:
+    """The arguments, addresses for tensors, join `passed`; what makes a launch one of its kind joins `kind`."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            address = argument.data_ptr()
-            kind += (argument.dtype, address % _ALIGNED, argument.is_cuda)
+            address, dtype = argument.data_ptr(), argument.dtype
+            is_usual = argument.is_cuda and address % _ALIGNED == 0
+            kind.append(dtype if is_usual else (dtype, address % _ALIGNED, argument.is_cuda))
             passed.append(address)
         elif isinstance(argument, tuple):
+            inner: list[Any] = []
             kind.append(len(argument))
-            passed.append(tuple(_described(argument, kind)))
+            _describe(argument, kind, inner)
+            passed.append(tuple(inner))
         else:
             kind.append(argument)
             passed.append(argument)
-    return passed
 
 
 @contextlib.contextmanager

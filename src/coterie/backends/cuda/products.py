@@ -23,9 +23,6 @@ _CHUNK = 1024
 
 _SLOTS_AT_ONCE = 4096
 
-_MOST_SHARES = 4
-"""Programs among which the slots are divided that one expert looks through."""
-
 _MOST_PROGRAMS = 65535
 """Programs that a launch may have on its second axis."""
 
@@ -100,13 +97,12 @@ def _prepare(
     order, offsets, blocks = (values,) * 3 if slots is None else slots
     n_groups = max(1, _CHUNK // stack.group)
     block = min(_SLOTS_AT_ONCE, next_power_of_2(max(n_slots, 32)))
-    shares = min(_MOST_SHARES, max(1, cdiv(n_slots, block)))
     with on_device_of(values):
         launch(
-            prepare_kernel, (n * cdiv(k, n_groups * stack.group) + n_experts * shares,),
+            prepare_kernel, (n * cdiv(k, n_groups * stack.group) + n_experts,),
             source, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, stack.group, stack.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, shares, block,
+            k, stack.group, stack.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
             **early(values), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
     return found, slots

@@ -95,7 +95,8 @@ class RowMaker:
     @within_memory
     def make_store(self, shape: tuple[int, int, int], old: Any) -> torch.Tensor:
         new = torch.empty(shape, dtype=self.dtype, device=self.device)
-        new[:, : old.shape[1]] = torch.from_numpy(old) if isinstance(old, np.ndarray) else old
+        if old.shape[1] > 0:
+            new[:, : old.shape[1]] = torch.from_numpy(old) if isinstance(old, np.ndarray) else old
         return new
 
     def _on_device(self, rope: Any, numbers: np.ndarray) -> torch.Tensor:

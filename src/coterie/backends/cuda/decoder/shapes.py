@@ -77,6 +77,9 @@ class TokensShape:
     stages: int
 
 
+_WIDE = 128
+"""Numbers of a head from which on the shape with the most keys pays."""
+
 _LARGEST_FIRST = (
     TokensShape(128, 128, 8, 3),
     TokensShape(128, 64, 8, 3),
@@ -92,7 +95,7 @@ def tokens_shape(block: int, dtype: torch.dtype, shared: int) -> TokensShape:
     """
     if dtype == torch.float32:
         return TokensShape(16, 16, 4 if block <= 128 else 8, 1)
-    for shape in _LARGEST_FIRST:
+    for shape in _LARGEST_FIRST if block >= _WIDE else _LARGEST_FIRST[1:]:
         if 2 * block * (shape.rows + 2 * shape.stages * shape.n_keys) <= shared:
             return shape
     return TokensShape(16, 16, 4, 1)

@@ -19,14 +19,16 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def store_tile(store, slots, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [slots, BLOCK_D] of a head's store; zeros outside."""
+def store_tile(store, slots, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr = True):
+    """Rows [slots, BLOCK_D] of a head's store; zeros outside. Not MASKED: all slots are inside."""
     columns = tl.arange(0, BLOCK_D)
     place = store + slots.to(tl.int64)[:, None] * D + columns[None, :]
     if D % 8 == 0:
         # The store's address comes from a table, so the compiler cannot know that rows begin at multiples of 16 bytes.
         place = tl.multiple_of(place, (1, 16))
     if D == BLOCK_D:
+        if not MASKED:
+            return tl.load(place)
         return tl.load(place, mask=inside[:, None], other=0.0)
     return tl.load(place, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
 
@@ -53,10 +55,10 @@ def meet_block(
     seen = at + tl.arange(0, BLOCK_N)
     slots = seen % capacity if WRAPS else seen
     inside = seen < end
-    block = store_tile(keys, slots, inside, D, BLOCK_D)
+    block = store_tile(keys, slots, inside, D, BLOCK_D, MASKED)
     scores = product(queries, tl.trans(block))
     if LATENT:
-        shared = store_tile(values, slots, inside, D_TURNED, BLOCK_TURNED)
+        shared = store_tile(values, slots, inside, D_TURNED, BLOCK_TURNED, MASKED)
         scores += product(turned, tl.trans(shared))
     if MASKED:
         visible = seen[None, :] <= positions[:, None]
@@ -65,7 +67,7 @@ def meet_block(
         scores = tl.where(visible, scores, float("-inf"))
     shares, highest, total, mixed = weigh(scores, factor, highest, total, mixed)
     if not LATENT:
-        block = store_tile(values, slots, inside, D, BLOCK_D)
+        block = store_tile(values, slots, inside, D, BLOCK_D, MASKED)
     return highest, total, mixed + product(shares.to(DTYPE), block)
 
 

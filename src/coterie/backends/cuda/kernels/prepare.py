@@ -51,10 +51,10 @@ def _counts(ids, n_slots, n_experts, EXPERTS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _before_and_own(ids, expert, begin, end, n_slots, BLOCK: tl.constexpr):
-    """How many of the slots from `begin` to `end` the experts before one have, and it itself."""
+def _before_and_own(ids, expert, n_slots, BLOCK: tl.constexpr):
+    """How many slots the experts before one have, and it itself."""
     before, own = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
-    for first in tl.range(begin, end, BLOCK):
+    for first in tl.range(0, n_slots, BLOCK):
         slot = first + tl.arange(0, BLOCK)
         chosen = tl.load(ids + slot, mask=slot < n_slots, other=-1)
         before += ((chosen >= 0) & (chosen < expert)).to(tl.int32)
@@ -63,9 +63,9 @@ def _before_and_own(ids, expert, begin, end, n_slots, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _collect(ids, order, expert, place, begin, end, n_slots, BLOCK: tl.constexpr):
-    """Write those of an expert's slots that lie between `begin` and `end`, in rising order, from `place` on."""
-    for first in tl.range(begin, end, BLOCK):
+def _collect(ids, order, expert, place, n_slots, BLOCK: tl.constexpr):
+    """Write the slots of an expert, in rising order, from `place` on."""
+    for first in tl.range(0, n_slots, BLOCK):
         slot = first + tl.arange(0, BLOCK)
         own = (tl.load(ids + slot, mask=slot < n_slots, other=-1) == expert).to(tl.int32)
         tl.store(order + place + tl.cumsum(own, 0) - own, slot, mask=own != 0)
@@ -86,12 +86,10 @@ def list_blocks(blocks, expert, begin, n_own, first, last, R: tl.constexpr):
 
 @triton.jit
 def _sort(
-    ids, order, offsets, blocks, expert, share, n_experts, n_slots, n_blocks,
-    R: tl.constexpr, EXPERTS: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr,
+    ids, order, offsets, blocks, expert, n_experts, n_slots, n_blocks,
+    R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """An expert's offset and blocks, and its order as far as its slots are in one of SHARES shares of all slots."""
-    width = tl.cdiv(tl.cdiv(n_slots, SHARES), BLOCK) * BLOCK
-    place = 0
+    """An expert's offset, order and blocks."""
     if n_slots <= BLOCK:
         experts = tl.arange(0, EXPERTS)
         counts = _counts(ids, n_slots, n_experts, EXPERTS, BLOCK)
@@ -102,42 +100,36 @@ def _sort(
     else:
         # To count every expert's slots would take longer than all the rest. Each expert before this one has left at
         # most one block that is not full, so some blocks between stay empty.
-        before, place = _before_and_own(ids, expert, 0, share * width, n_slots, BLOCK)
-        begin, own = _before_and_own(ids, expert, share * width, n_slots, n_slots, BLOCK)
-        begin += before
-        own += place
+        begin, own = _before_and_own(ids, expert, n_slots, BLOCK)
         first = begin // R + expert
         last = (begin + own) // R + expert + 1
-    if share == 0:
-        tl.store(offsets + expert, begin)
-        tl.store(offsets + expert + 1, begin + own)
-        list_blocks(blocks, expert, begin, own, first, tl.where(expert == n_experts - 1, n_blocks, last), R)
-    end = tl.minimum((share + 1) * width, n_slots)
-    _collect(ids, order, expert, begin + place, share * width, end, n_slots, BLOCK)
+    tl.store(offsets + expert, begin)
+    tl.store(offsets + expert + 1, begin + own)
+    _collect(ids, order, expert, begin, n_slots, BLOCK)
+    list_blocks(blocks, expert, begin, own, first, tl.where(expert == n_experts - 1, n_blocks, last), R)
 
 
 @triton.jit
 def prepare_kernel(
     x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots, n_blocks,
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
-    R: tl.constexpr, EXPERTS: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The first n_experts * SHARES programs, if EXPERTS is not 0, find an expert's slots in a share of ids int32
-    [n_slots]: order, offsets [E + 1], and blocks [n_blocks, 2]; the n_rows * n_chunks programs after them bring NG
-    groups of a row of x each into the order of codes.
+    """The first n_experts programs, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order,
+    offsets [E + 1], and blocks [n_blocks, 2]; the n_rows * n_chunks programs after them bring NG groups of a row of x
+    each into the order of codes.
 
-    Each counts for itself, so nothing is shared and one launch will do. Ids that are no expert's are skipped.
+    Each expert counts for itself, so nothing is shared and one launch will do. Ids that are no expert's are skipped.
     """
     n_chunks: tl.constexpr = chunks_of(K, NG * G)
-    index = tl.program_id(0) - n_experts * SHARES
+    index = tl.program_id(0) - n_experts
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
     if index >= 0:
         row = (index // n_chunks).to(tl.int64)
         _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
     elif EXPERTS > 0:
-        expert, share = tl.program_id(0) // SHARES, tl.program_id(0) % SHARES
-        _sort(ids, order, offsets, blocks, expert, share, n_experts, n_slots, n_blocks, R, EXPERTS, SHARES, BLOCK)
+        _sort(ids, order, offsets, blocks, tl.program_id(0), n_experts, n_slots, n_blocks, R, EXPERTS, BLOCK)
 
 
 @triton.jit
