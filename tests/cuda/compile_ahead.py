@@ -135,6 +135,7 @@ def products() -> None:
     some = torch.zeros(9, dtype=torch.int32)
     coterie.gather_qmm(floats(9, 1, _HIDDEN), weight("8 bits", 4, 64, _HIDDEN), rhs_indices=some)
     coterie.gather_mm(floats(9, 1, 64), floats(5000, 16, 64).mT, rhs_indices=some)
+    coterie.gather_mm(floats(5000, 1, 64), floats(9, 16, 64).mT, rhs_indices=torch.zeros(5000, dtype=torch.int32))
     from coterie.backends.cuda.layer import run_dense
     from coterie.backends.cuda.linear import linears
 

@@ -26,20 +26,23 @@ SLOTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("rows", "way"), [(4, "in one launch"), (8, "apart"), (16, "in one launch"), (32, "in one launch"), (64, "apart")]
-)
+@pytest.mark.parametrize("rows", [4, 16, 64])
+@pytest.mark.parametrize("way", ["in one launch", "by many programs", "by two programs", "of many experts"])
 @pytest.mark.parametrize("case", SLOTS)
 def test_blocks_cover_each_slot_once(
     device: str, case: str, way: str, rows: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from coterie.backends.cuda import products
+    from coterie.backends.cuda import products, sorting
     from coterie.backends.cuda.stacks import stack_of
     from coterie.backends.cuda.tiles import Tile
 
     ids, n_experts = np.array(SLOTS[case][0]), SLOTS[case][1]
-    monkeypatch.setattr(products, "_MOST_LOOKS", len(ids) * n_experts - (way == "apart"))
-    monkeypatch.setattr(products, "_SLOTS_AT_ONCE", 128)
+    monkeypatch.setattr(products, "_MOST_SLOTS", len(ids) if way == "in one launch" else 0)
+    monkeypatch.setattr(sorting, "_MOST_ROWS", 32)
+    if way == "by two programs":
+        monkeypatch.setattr(sorting, "_MOST_PROGRAMS", 2)
+    if way == "of many experts":
+        monkeypatch.setattr(sorting, "_MOST_EXPERTS", 0)
     stack = stack_of(on_device(device, weight(rng, (n_experts, 4, 64), "bfloat16")))
     x = on(device, floats(rng, (1, 64), "bfloat16"))
     tile = Tile(False, 64, rows, 3, 4)
@@ -53,8 +56,7 @@ def test_blocks_cover_each_slot_once(
 
     assert len(blocks) == slots.n_blocks(rows)
     is_hole = blocks[:, 0] < 0
-    if way == "apart" or len(ids) <= 128:
-        assert not (is_hole[:-1] & ~is_hole[1:]).any(), "holes stand at the end only"
+    assert not (is_hole[:-1] & ~is_hole[1:]).any(), "holes stand at the end only"
     covered = []
     for expert, first in blocks[~is_hole]:
         last = min(first + rows, offsets[expert + 1])

@@ -6,22 +6,20 @@ from coterie.backends.cuda import halves, single
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
-from coterie.backends.cuda.kernels.prepare import list_blocks_kernel, prepare_kernel
+from coterie.backends.cuda.kernels.prepare import prepare_kernel
 from coterie.backends.cuda.launch import early, launch, on_device_of
-from coterie.backends.cuda.routing import group
 from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
+from coterie.backends.cuda.sorting import blocks_for, sort_slots
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
 from coterie.backends.cuda.tiles import Tile, batches_in_step
 
 _MOST_EXPERTS = 4096
-_MOST_LOOKS = 1 << 25
+_MOST_SLOTS = 4096
 """Up to so many an expert's program looks through all slots by itself: one launch, and nobody waits for anybody."""
 
 _CHUNK = 1024
 """Activations that a program brings into order."""
-
-_SLOTS_AT_ONCE = 4096
 
 _MOST_PROGRAMS = 65535
 """Programs that a launch may have on its second axis."""
@@ -52,25 +50,12 @@ def prepare_and_group(
     x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor, top_k: int
 ) -> tuple[Rows | Halves, Slots]:
     """`prepare`, and the slots of ids int32 [n * top_k] by expert in blocks of the tile's rows."""
-    if stack.n_experts > _MOST_EXPERTS or ids.numel() * stack.n_experts > _MOST_LOOKS:
-        order, offsets, _ = group(ids, stack.n_experts)
-        blocks = _blocks(ids.numel(), stack.n_experts, tile.rows, ids.device)
-        with on_device_of(ids):
-            launch(
-                list_blocks_kernel, (stack.n_experts,),
-                offsets.view(torch.int32), blocks, stack.n_experts, len(blocks),
-                next_power_of_2(stack.n_experts), tile.rows, **early(ids),
-            )  # fmt: skip
-        sorted_slots = (order.view(torch.int32), offsets.view(torch.int32), blocks)
-        return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *sorted_slots)
-    rows, slots = _prepare(_looked_for(x, stack, parts, tile), stack, parts, tile, ids)
-    assert slots is not None
-    return rows, Slots(ids.numel(), top_k, "sorted", *slots)
-
-
-def _blocks(n_slots: int, n_experts: int, rows: int, device: torch.device) -> torch.Tensor:
-    """Room for the table of blocks: each expert that has slots may leave one block that is not full."""
-    return torch.empty((n_slots // rows + min(n_experts, n_slots), 2), dtype=torch.int32, device=device)
+    if stack.n_experts > _MOST_EXPERTS or ids.numel() > _MOST_SLOTS:
+        slots = sort_slots(ids, stack.n_experts, tile.rows)
+        return prepare(x, stack, parts, tile), Slots(ids.numel(), top_k, "sorted", *slots)
+    rows, found = _prepare(_looked_for(x, stack, parts, tile), stack, parts, tile, ids)
+    assert found is not None
+    return rows, Slots(ids.numel(), top_k, "sorted", *found)
 
 
 def _prepare(
@@ -93,10 +78,10 @@ def _prepare(
         experts = max(2, next_power_of_2(n_experts))
         order = torch.empty(n_slots, dtype=torch.int32, device=values.device)
         offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=values.device)
-        slots = (order, offsets, _blocks(n_slots, n_experts, tile.rows, values.device))
+        slots = (order, offsets, blocks_for(n_slots, n_experts, tile.rows, values.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
     n_groups = max(1, _CHUNK // stack.group)
-    block = min(_SLOTS_AT_ONCE, next_power_of_2(max(n_slots, 32)))
+    block = next_power_of_2(max(n_slots, 32))
     with on_device_of(values):
         launch(
             prepare_kernel, (n * cdiv(k, n_groups * stack.group) + n_experts,),
