@@ -65,9 +65,9 @@ def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     launch = halves._launch
 
-    def counted(*arguments: Any) -> None:
+    def counted(*arguments: Any, **options: Any) -> None:
         seen.append(arguments)
-        launch(*arguments)
+        launch(*arguments, **options)
 
     monkeypatch.setattr(halves, "_launch", counted)
     monkeypatch.setattr(single, "are_few", lambda *_arguments: False)

@@ -88,10 +88,12 @@ def largest_of(stack: Stack) -> torch.Tensor:
 
 
 def multiply(
-    rows: Halves, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, out: torch.Tensor
+    rows: Halves, slots: Slots, stack: Stack, bias: torch.Tensor | None, tile: Tile, out: torch.Tensor, *, known: bool
 ) -> None:
-    """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]."""
-    _launch(rows, slots, stack, None, (bias, None), tile, out, rows.sizes, None, None)
+    """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]. known: as in
+    `products.multiply`.
+    """
+    _launch(rows, slots, stack, None, (bias, None), tile, out, rows.sizes, None, None, known=known)
 
 
 def can_join(stack: Stack) -> bool:
@@ -111,27 +113,29 @@ def multiply_together(
             gluon.half_linear_kernel, (n_tiles, cdiv(values.shape[1], width)),
             values, rows.sizes, *described, values.shape[1],
             first.n_columns, first.mode, first.bits, first.group, first.per_unit, has_bias, width,
-            num_warps=8, maxnreg=_REGISTERS, enable_fp_fusion=True,
+            **early(values), num_warps=8, maxnreg=_REGISTERS,
         )  # fmt: skip
 
 
 def gate_and_up(
     rows: Halves, slots: Slots, gate: Stack, up: Stack | None, biases: Biases,
-    activation: str, down: Stack, tile: Tile,
+    activation: str, down: Stack, tile: Tile, *, known: bool,
 ) -> Halves:  # fmt: skip
-    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both."""
+    """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both. known:
+    as in `products.multiply`.
+    """
     values = torch.empty((1, slots.n, down.n_columns), dtype=rows.values.dtype, device=rows.values.device)
     sizes = rows.sizes
     if down.mode != "plain":
         sizes = torch.empty((slots.n, 2), dtype=torch.float32, device=values.device)
-    _launch(rows, slots, gate, up, biases, tile, values, sizes, activation, down)
+    _launch(rows, slots, gate, up, biases, tile, values, sizes, activation, down, known=known)
     return Halves(values, sizes)
 
 
 def _launch(
     rows: Halves, slots: Slots, stack: Stack, up: Stack | None,
     biases: Biases, tile: Tile,
-    out: torch.Tensor, out_sizes: torch.Tensor, activation: str | None, target: Stack | None,
+    out: torch.Tensor, out_sizes: torch.Tensor, activation: str | None, target: Stack | None, *, known: bool,
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
     gated = target is not None
@@ -153,7 +157,7 @@ def _launch(
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
                 gated, activation or "", bias is not None, tile.rows, _narrowest(stack, tile), slots.kind,
-                num_warps=8, maxnreg=_REGISTERS, enable_fp_fusion=True,
+                known or slots.kind == "dense", **early(out), num_warps=8, maxnreg=_REGISTERS,
             )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def multiply(
     make = torch.empty if empty else torch.zeros
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
     if isinstance(rows, Halves):
-        halves.multiply(rows, slots, stack, bias, tile, out)
+        halves.multiply(rows, slots, stack, bias, tile, out, known=known)
     elif tile.single:
         single.multiply(rows, slots, stack, bias, out, known=known)
     else:
@@ -121,7 +121,7 @@ def gate_and_up(
     as in `multiply`.
     """
     if isinstance(rows, Halves):
-        return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile)
+        return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile, known=known)
     if tile.single:
         return single.gate_and_up(rows, slots, gate, up, biases, activation, down, parts, known=known)
     device = rows.values.device

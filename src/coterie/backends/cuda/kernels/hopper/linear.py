@@ -18,7 +18,7 @@ def half_linear_kernel(
     codes_3, scales_3, biases_3, bias_3, out_3, n_rows_3,
     n_inputs,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
-    HAS_BIAS: gl.constexpr, TOKENS: gl.constexpr,
+    HAS_BIAS: gl.constexpr, TOKENS: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """Program: 128 rows of one of the matrices [n_rows, K] times TOKENS rows of x [n_inputs, K], into out
     [n_inputs, n_rows]; x and x_sizes as for `half_rows_kernel`. All matrices have a bias, or none.
@@ -33,5 +33,5 @@ def half_linear_kernel(
     n_rows = n_rows // DIVISOR * DIVISOR
     as_wide_as_needed(
         x, x_sizes, matrix, matrix, tile_index, x, gl.program_id(1) * TOKENS, n_inputs, out, x_sizes, 1, n_rows,
-        K, MODE, BITS, G, C, 16, 1, False, "", HAS_BIAS, TOKENS, TOKENS, "dense",
+        K, MODE, BITS, G, C, 16, 1, False, "", HAS_BIAS, TOKENS, TOKENS, "dense", EARLY,
     )  # fmt: skip

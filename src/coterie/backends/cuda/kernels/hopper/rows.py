@@ -9,7 +9,15 @@ from coterie.backends.cuda.kernels.hopper.constants import keep_constants, read_
 from coterie.backends.cuda.kernels.hopper.layouts import COLUMNS, ROWS, copied, product, scales_read
 from coterie.backends.cuda.kernels.hopper.numbers import power
 from coterie.backends.cuda.kernels.hopper.outputs import finish, keep_tokens, slots_at
-from coterie.backends.cuda.kernels.hopper.steps import fetch, rings, run_codes, run_plain, stages_for
+from coterie.backends.cuda.kernels.hopper.steps import (
+    fetch_activations,
+    fetch_units,
+    rings,
+    run_codes,
+    run_plain,
+    stages_for,
+)
+from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @gluon.jit
@@ -39,17 +47,23 @@ def half_rows_kernel(
     n_experts, top_k, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    MOST: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr,
+    MOST: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, KNOWN: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """A block has up to MOST rows; the product is as wide as those that it has need, but at least LEAST: 16, 32, 64 or
     128.
 
     x float16 [n, K] in the order of codes, x_sizes f32 [n, 2] and largest f32 [E] as `kernels.halves` makes them. For
     GATED out is float16 and has its own out_sizes. For plain weights x and hidden values are bfloat16, and there are
-    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`.
+    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`. KNOWN: the slots do not come
+    from the kernel before this, so weights are fetched before that one ends.
     """
+    if not KNOWN:
+        wait_for_previous(EARLY)
+        let_next_begin(EARLY)
     expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, MOST, SLOTS)
     if expert < 0:
+        if KNOWN:
+            wait_for_previous(EARLY)
         return
     end = n_slots
     if SLOTS == "sorted":
@@ -64,7 +78,7 @@ def half_rows_kernel(
     up_of = (up_codes + up * W, up_scales + up * NG, up_biases + up * NG, up_bias + up, up_largest + expert)
     as_wide_as_needed(
         x, x_sizes, gate_of, up_of, gl.program_id(0), order, first_place, end, out, out_sizes, top_k, n_rows,
-        K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS,
+        K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS, KNOWN and EARLY,
     )  # fmt: skip
 
 
@@ -73,20 +87,20 @@ def as_wide_as_needed(
     x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr,
+    TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
     """The narrowest product that has a block's rows, TOKENS at most; of gate and up: codes, scales, biases, bias,
-    largest.
+    largest. WAITS: activations come from the kernel before this, which nobody has waited for yet.
     """
     if TOKENS == LEAST or end - first_place > TOKENS // 2:
         _tile(
             x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS,
+            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS, WAITS,
         )  # fmt: skip
     else:
         as_wide_as_needed(
             x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS,
+            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS, WAITS,
         )  # fmt: skip
 
 
@@ -95,7 +109,7 @@ def _tile(
     x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    TOKENS: gl.constexpr, SLOTS: gl.constexpr,
+    TOKENS: gl.constexpr, SLOTS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
     """`as_wide_as_needed` for a block of up to TOKENS rows."""
     codes, scales, biases, bias, largest = gate
@@ -108,20 +122,27 @@ def _tile(
     first_row = tile_index * (ROWS // 2 if GATED else ROWS)
     w_at = rows_at(first_row, n_rows, codes, up_codes, K // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
     w_at = gl.multiple_of(w_at, 16)[:, None] + gl.arange(0, UNITS, layout=gl.SliceLayout(0, CL))[None, :]
-    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
     if MODE != "plain":
         SL: gl.constexpr = gl.SliceLayout(1, scales_read())
         scale_at = rows_at(first_row, n_rows, scales, up_scales, N_GROUPS, GATED, OUT_G, OUT_C, SL)
         bias_at = rows_at(first_row, n_rows, biases, up_biases, N_GROUPS, GATED, OUT_G, OUT_C, SL)
         scale, added = read_constants(scale_at, bias_at, turns_of(N_GROUPS, MODE, BITS) - 1, N_GROUPS, MODE, BITS)
     tiles = rings(x.dtype.element_ty, codes.dtype.element_ty, TOKENS, UNITS, STAGES)
-    x_at = (x + (slots // top_k).to(gl.int64) * K)[:, None]
-    x_at = x_at + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, XL))[None, :]
-    places = (x_at, w_at, (place < end)[:, None])
+    # Units first, all of them: for activations slots have to be there, and for these perhaps a kernel must end.
     for early in gl.static_range(STAGES - 2):
         if early < K // COLUMNS:
-            fetch(tiles, places, early, early)
+            fetch_units(tiles, w_at, early, early)
+    wait_for_previous(WAITS)
+    let_next_begin(WAITS)
+    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
+    x_at = (x + (slots // top_k).to(gl.int64) * K)[:, None]
+    x_at = x_at + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, XL))[None, :]
+    own = (place < end)[:, None]
+    for early in gl.static_range(STAGES - 2):
+        if early < K // COLUMNS:
+            fetch_activations(tiles, x_at, own, early, early)
         async_copy.commit_group()
+    places = (x_at, w_at, own)
     tokens = keep_tokens(
         order, first_place, end, x_sizes, top_k, largest, up_largest, out_sizes,
         TOKENS, MODE == "plain", GATED, ACTIVATION, SLOTS,

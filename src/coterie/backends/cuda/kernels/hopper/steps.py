@@ -56,12 +56,25 @@ def rings(
 
 
 @gluon.jit
-def fetch(rings, places, step, STAGE: gl.constexpr):
-    """Begin the copies of a step; of activations those of a block's own rows."""
-    activations, units = rings
-    x_at, w_at, own = places
+def fetch_units(rings, w_at, step, STAGE: gl.constexpr):
+    """Begin the copies of a step's units."""
+    _, units = rings
     copy_async(units[STAGE].index(0), w_at + step * units[STAGE].shape[2])
+
+
+@gluon.jit
+def fetch_activations(rings, x_at, own, step, STAGE: gl.constexpr):
+    """Begin the copies of a step's activations, of a block's own rows."""
+    activations, _ = rings
     copy_async(activations[STAGE].index(0), x_at + step * COLUMNS, mask=own)
+
+
+@gluon.jit
+def fetch(rings, places, step, STAGE: gl.constexpr):
+    """Begin the copies of a step."""
+    x_at, w_at, own = places
+    fetch_units(rings, w_at, step, STAGE)
+    fetch_activations(rings, x_at, own, step, STAGE)
 
 
 @gluon.jit
