@@ -128,13 +128,13 @@ def _tile(
         bias_at = rows_at(first_row, n_rows, biases, up_biases, N_GROUPS, GATED, OUT_G, OUT_C, SL)
         scale, added = read_constants(scale_at, bias_at, turns_of(N_GROUPS, MODE, BITS) - 1, N_GROUPS, MODE, BITS)
     tiles = rings(x.dtype.element_ty, codes.dtype.element_ty, TOKENS, UNITS, STAGES)
-    # Units first, all of them: for activations slots have to be there, and for these perhaps a kernel must end.
+    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
+    # Units first, all of them: for activations the slots have to be there, and perhaps the kernel before has to end.
     for early in gl.static_range(STAGES - 2):
         if early < K // COLUMNS:
             fetch_units(tiles, w_at, early, early)
     wait_for_previous(WAITS)
     let_next_begin(WAITS)
-    slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
     x_at = (x + (slots // top_k).to(gl.int64) * K)[:, None]
     x_at = x_at + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, XL))[None, :]
     own = (place < end)[:, None]
