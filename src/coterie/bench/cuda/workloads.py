@@ -24,6 +24,10 @@ from coterie.runtime.generation import prefill
 WARM = 4
 """Steps before the first that is timed: one that compiles, one that is recorded, and two that play it."""
 
+_WARM_PASSES = 2
+"""Passes before the first that is timed: one that finds out in which orders activations are wanted, and one that is the
+first to make them so.
+"""
 
 _REHEARSAL_BYTES = 8 << 30
 """What one period of layers, the head, and the caches of a batch take."""
@@ -93,14 +97,14 @@ def seconds_of(subject: DeviceSubject, work: Work, settings: Settings) -> list[f
 
 def _passes(subject: DeviceSubject, settings: Settings, rng: np.random.Generator) -> list[float]:
     found = []
-    for _ in range(settings.repeats + 1):
+    for _ in range(settings.repeats + _WARM_PASSES):
         ids = rng.integers(0, subject.decoder.architecture.vocab_size, settings.prefill).tolist()
         cache = _cache(subject, settings.prefill, settings.prefill)
         start = time.perf_counter()
         logits = prefill(subject.decoder, ids, cache)
         found.append(time.perf_counter() - start)
         _check_finite(bool(np.isfinite(logits).all()))
-    return found[1:]
+    return found[_WARM_PASSES:]
 
 
 def _steps(subject: DeviceSubject, work: Work, settings: Settings, rng: np.random.Generator) -> list[float]:
