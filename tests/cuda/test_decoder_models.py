@@ -72,6 +72,18 @@ def test_logits_of_rounded_activations(name: str) -> None:
     assert 1e-4 < relative_error(found, expected) < CUDA_DEFAULT.bound
 
 
+def test_logits_where_rows_are_many_and_launches_leave_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.backends.cuda.decoder import attention, elementwise
+
+    folder = tiny.checkpoint("qwen3_moe", FORM)
+    few, expected = (logits(first_layers(decoder(folder, mode), 2), [4]) for mode in (CUDA_DEFAULT, EXACT))
+    for module in (attention, elementwise):
+        monkeypatch.setattr(module, "FEW", 0)
+    found = logits(first_layers(decoder(folder, CUDA_DEFAULT), 2), [4])
+    assert relative_error(found, expected) < CUDA_DEFAULT.bound
+    assert (found != few).any()
+
+
 @pytest.fixture
 def quick_products(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the interpreter runs, matrices are multiplied by PyTorch."""
