@@ -282,6 +282,25 @@ def test_matrices_of_one_format_meet_their_rows_together(
         assert_within(off(product), expected if bias is None else expected + bias, limit)
 
 
+@pytest.mark.usefixtures("fenced")
+def test_a_matrix_that_cannot_be_copied_in_pieces_goes_another_way_than_those_beside_it(
+    launches: list[Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import linear, tiles
+
+    monkeypatch.setattr(tiles, "_MOST_SMALL", 0)
+    matrices = [weight(rng, (33, 128), BY_GROUP["4 bits"], "bfloat16") for _ in "12"]
+    there = [on_device(PLACE, matrices[0]), cut_out(PLACE, matrices[1])]
+    x = floats(rng, (70, 128), "bfloat16")
+    for first, second in ((0, 1), (1, 0)):
+        launches.clear()
+        found = linear.linears(on(PLACE, x), [there[first], there[second]], (None, None), parts=1)
+        assert [arguments[2].is_aligned for arguments in launches] == [True]
+        for product, which in zip(found, (first, second), strict=True):
+            expected = x.astype(np.float64) @ dequantize_reference(matrices[which]).astype(np.float64).T
+            assert_within(off(product), expected, Limit(bound("float32", 128)) + WEIGHT_LIMIT + ONE_PART)
+
+
 @pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("form", [form for form in EACH if form != "bf16"])
 def test_norms_come_as_halves_once_they_were_looked_for(

@@ -39,9 +39,10 @@ def linears(
     prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
 
     def kind(index: int) -> tuple[Any, ...]:
-        joins = tiles[index].halves and can_join(stacks[index])
+        tile = tiles[index]
+        joins = tile.halves and can_join(stacks[index])
         has_bias = joins and biases[index] is not None
-        return str(stacks[index].same_format), tiles[index].few, tiles[index].single, joins, has_bias
+        return str(stacks[index].same_format), tile.few, tile.single, tile.halves, joins, has_bias
 
     for _, same in groupby(sorted(range(len(stacks)), key=kind), key=kind):
         chosen = list(same)
