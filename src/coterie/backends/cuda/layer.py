@@ -1,4 +1,4 @@
-"""The experts of a layer, in four launches:
+"""The experts of a layer, in four launches, of many rows in six:
 
 activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
 """
