@@ -62,7 +62,7 @@ def _prepare(
     x: torch.Tensor | Rows | Halves, stack: Stack, parts: int, tile: Tile, ids: torch.Tensor | None
 ) -> tuple[Rows | Halves, tuple[torch.Tensor, ...] | None]:
     """The rows and the slots of `ids`; the slots alone where the rows are in order already."""
-    wanted = Arrangement.of(stack, parts, sums=not tile.single)
+    wanted = _wanted(stack, parts, tile)
     found: Rows | Halves
     if isinstance(x, torch.Tensor):
         n, k = x.shape

@@ -68,24 +68,17 @@ class Verbs:
 
     @within_memory
     def linears(
-        self,
-        x: torch.Tensor | Arranged,
-        matrices: Sequence[Weight],
-        biases: Sequence[torch.Tensor | None],
-        *,
+        self, x: torch.Tensor | Arranged, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
         exact: bool = False,
     ) -> list[torch.Tensor]:  # fmt: skip
         return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone)
 
     @within_memory
     def projections(
-        self,
-        x: torch.Tensor | Arranged,
-        matrices: Sequence[Weight],
-        biases: Sequence[torch.Tensor | None],
-        *,
+        self, x: torch.Tensor | Arranged, matrices: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
         exact: bool = False,
     ) -> list[torch.Tensor]:  # fmt: skip
+        """`linears` whose results only this layer reads."""
         dtype = torch.float32 if exact else self._passing_dtype(len(x))
         return linears(x, matrices, biases, parts=self._parts(exact), alone=self._alone, dtype=dtype)
 

@@ -36,7 +36,7 @@ def store_tile(store, slots, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, MAS
 @triton.jit
 def weigh(scores, factor, highest, total, mixed):
     """Shares exp2(scores * factor) of one more block under the new highest score; what there was before is scaled to
-    match. The factor is positive, and is not multiplied by itself: the product joins the difference in one instruction.
+    match. The factor is positive, and has no multiplication of its own: product and difference are one instruction.
     """
     raised = tl.maximum(highest, tl.max(scores, 1) * factor)
     correction = tl.exp2(highest - raised)
