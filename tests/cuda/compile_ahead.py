@@ -7,6 +7,7 @@ prints the names of the kernels, and for each that does not compile a line that 
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -181,6 +182,21 @@ def layer(
     coterie.moe(floats(n_tokens, _HIDDEN, dtype=dtype), routing, experts)
 
 
+def prompts() -> None:
+    """Attention of prompts by kernels of their own, where a target has some."""
+    from coterie.backends.cuda.decoder import prompt
+    from coterie.backends.cuda.decoder.projected import Projected
+    from coterie.models.architecture import Attention, Rope
+
+    whole = Attention(n_heads=6, n_kv_heads=2, head_dim=128, rope=Rope((1.0,) * 64), scale=0.1)
+    norm, sinks, table = (floats(*shape, dtype="float32") for shape in ((128,), (6,), (9, 64)))
+    for spec, weight, has_sinks in ((whole, norm, False), (replace(whole, window=9, clip=1.0), None, True)):
+        projected = Projected(floats(9, 6 * 128), None, None, weight, None, spec, 1e-6, torch.bfloat16)
+        if prompt.serves(projected):
+            stores, out = (floats(2, 16, 128), floats(2, 16, 128)), floats(9, 6, 128)
+            prompt.attend(projected, (table, table), slice(0, 9), 8, stores, sinks if has_sinks else None, out)
+
+
 def decoder(target: GPUTarget, shared: int) -> set[str]:
     """The decoder's kernels, by their signatures; their names."""
     import compile_decoder  # not before the target is known: kernels ask once whose instructions they may have
@@ -202,6 +218,7 @@ def main(name: str) -> None:
     simple_verbs()
     products()
     layers(1 if target.backend == "cuda" else 2)
+    prompts()
     print(*sorted(names | decoder(target, shared)), sep="\n")
 
 

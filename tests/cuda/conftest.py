@@ -58,6 +58,7 @@ def hopper(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def _by_hand() -> dict[str, ByHand]:
     modules = {
+        "attend_prompt": "hopper.attend",
         "half_linear": "hopper.linear",
         "half_rows": "hopper.rows",
         "single_linear": "single.linear",

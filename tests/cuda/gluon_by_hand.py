@@ -68,9 +68,9 @@ def fma(one: Any, other: Any, added: Any) -> Values:
     return as_values((np.multiply(one, other, dtype=np.float64) + added).astype(np.float32))
 
 
-def warpgroup_mma(left: Any, right: Any, sums: Values, is_async: bool) -> Values:
+def warpgroup_mma(left: Any, right: Any, sums: Values, is_async: bool, use_acc: bool = True) -> Values:
     assert is_async
-    return multiplied(left, right, sums)
+    return multiplied(left, right, sums if use_acc else np.zeros_like(sums))
 
 
 class Number(int):
@@ -99,7 +99,8 @@ class Language(ModuleType):
     max = staticmethod(lambda values, axis: as_values(np.max(values, axis)))
     multiple_of = staticmethod(aligned)
     inline_asm_elementwise = staticmethod(inline_asm_elementwise)
-    abs, exp, minimum, maximum = map(staticmethod, (np.abs, np.exp, np.minimum, np.maximum))
+    abs, exp, exp2, minimum, maximum = map(staticmethod, (np.abs, np.exp, np.exp2, np.minimum, np.maximum))
+    sqrt_rn, div_rn = map(staticmethod, (np.sqrt, np.divide))
     thread_barrier = barrier = staticmethod(lambda: None)
 
     class shared_memory_descriptor:  # noqa: N801
@@ -108,12 +109,16 @@ class Language(ModuleType):
     def __init__(self) -> None:
         super().__init__("language")
         self.program: tuple[int, int, int] = (0, 0, 0)
+        self.grid: tuple[int, ...] = (1, 1, 1)
         for name in ("Blocked", "Slice", "DistributedLinear", "NVMMADistributed", "DotOperand", "Swizzled", "NVMMA"):
             suffix = "SharedLayout" if name in ("Swizzled", "NVMMA") else "Layout"
             setattr(self, name + suffix, lambda *_parts, **_named: None)
 
     def program_id(self, axis: int) -> Values:
         return as_values(self.program[axis], np.int32)
+
+    def num_programs(self, axis: int) -> Values:
+        return as_values(self.grid[axis], np.int32)
 
     @staticmethod
     def allocate_shared_memory(dtype: Any, shape: Any, _layout: Any) -> Shared:
@@ -134,6 +139,7 @@ class Modules:
         self.language, self.copies, self.read = Language(), Copies(), {}
         hopper = SimpleNamespace(
             async_copy=self.copies,
+            fence_async_shared=lambda: None,
             warpgroup_mma=warpgroup_mma,
             warpgroup_mma_wait=lambda _n, deps: deps if len(deps) > 1 else deps[0],
         )
@@ -180,6 +186,7 @@ class ByHand:
             memory = Memory()
             given = [memory.pointer(part) if hasattr(part, "data_ptr") else part for part in arguments]
             named = {name: value for name, value in options.items() if name in self._options}
+            self._modules.language.grid = grid
             for z, y, x in np.ndindex(*(*grid, 1, 1)[2::-1]):
                 self._modules.language.program = (x, y, z)
                 self._modules.copies.groups = [[]]

@@ -49,7 +49,8 @@ class Cache:
         self.layers = [LayerStore(spec.n_kv_heads, spec.head_dim, spec.head_dim, limit)]
         self.length = 0
 
-    def reserve(self, n_tokens: int, make: Any) -> bool:
+    def reserve(self, n_tokens: int, make: Any, layers: Any) -> bool:
+        assert list(layers) == [0]
         return self.layers[0].reserve(n_tokens, make)
 
 
@@ -94,7 +95,7 @@ class Comparison:
         for caches in (ours, theirs):
             for cache, count in zip(caches, counts, strict=True):
                 cache.length += count
-        difference = np.linalg.norm(found.wide.cpu().numpy() - exact, axis=-1)
+        difference = np.linalg.norm(found.wide.float().cpu().numpy() - exact, axis=-1)
         return float((difference / np.linalg.norm(exact, axis=-1)).max())
 
     def rows(self, backend: Any, counts: Sequence[int], caches: list[Cache]) -> Any:
@@ -132,6 +133,43 @@ def test_rows_together_have_fewer_shares(
     monkeypatch.setattr(shapes, "_PROGRAMS", programs)
     assert shapes.step_shape(16, 2, 2, torch.float32, n_together=3).n_splits == splits
     assert Comparison(rng, PLAIN, "exact").worst_row([[40, 1, 20], *[[1, 1, 1]] * 2]) < BOUNDS["exact"]
+
+
+HALVES = replace(
+    PLAIN,
+    n_heads=6,
+    head_dim=128,
+    rope=Rope(tuple(float(np.float32(1e4 ** -(i / 64))) for i in range(64))),
+    scale=1 / 32,
+)
+"""Scores near 1: what is lost of queries and keys is not multiplied by more."""
+
+PROMPTS: dict[str, tuple[Attention, dict[str, bool]]] = {
+    "plain": (HALVES, {}),
+    "a window with sinks, which wraps": (replace(HALVES, n_heads=5, n_kv_heads=1, window=140), {"sinks": True}),
+    "limits, no norms, a window of one": (replace(HALVES, n_heads=2, clip=0.7, window=1), {"norms": False}),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_on_hopper(hopper: None, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 128 keys that are whole, cut off, and behind a window; rows around the borders of tiles."""
+    from coterie.backends.cuda.decoder import prompt
+
+    del hopper
+    spec, options = PROMPTS[name]
+    served: list[int] = []
+    attend = prompt.attend
+
+    def counted(*arguments: Any) -> None:
+        served.append(1)
+        attend(*arguments)
+
+    monkeypatch.setattr(prompt, "attend", counted)
+    # Mixed values of more than 64 rows are rounded, too.
+    for plan in ([[42], [86], [1], [129]], [[43, 1, 300], [1, 1, 1], [2, 0, 200]]):
+        assert 0 < Comparison(rng, spec, "default", **options).worst_row(plan) < BOUNDS["default"] + 2.0**-9
+    assert len(served) == 8
 
 
 def test_a_record_of_a_few_rows_more_has_the_shares_of_a_pass() -> None:
@@ -182,7 +220,7 @@ def test_a_row_that_is_none_gives_zeros_and_writes_nothing() -> None:
     cache = Cache(PLAIN, 4)
     rows = rows_of(backend, [([0], cache)], frequencies)  # type: ignore[list-item]
     rows.positions.fill_(-1)  # type: ignore[attr-defined]
-    rows.stores.zero_()  # type: ignore[attr-defined]
+    rows.stores[0].zero_()  # type: ignore[attr-defined]
     x = torch.ones((1, 64), device=backend.device)
     vectors = HeadWeights(None, None, None)
     assert not attend_rows(backend, x, (x[:, :32], x[:, :32]), PLAIN, vectors, rows, 0, 1e-6).wide.any()

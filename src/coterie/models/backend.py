@@ -6,7 +6,7 @@ f32 [T, ...] arrays, the tokens of one or more sequences. A weight is a `Packed`
 and slices of the arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,9 +161,9 @@ class Cache(Protocol):
 
     length: int
 
-    def reserve(self, n_tokens: int, make: MakeStore | None = None) -> bool:
-        """Count so many more positions in every layer, which the back end itself writes into the `stores`, made by it
-        where need be, or by NumPy without `make`; whether any of them was.
+    def reserve(self, n_tokens: int, make: MakeStore | None = None, layers: Container[int] | None = None) -> bool:
+        """Count so many more positions in these layers, all if None, which the back end itself writes into the
+        `stores`, made by it where need be, or by NumPy without `make`; whether any of them was.
         """
         ...
 

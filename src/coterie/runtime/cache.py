@@ -10,7 +10,7 @@ nothing was overwritten, and by some tokens where a window's ring has wrapped.
 A store begins in NumPy, and is of the kind of the keys as soon as some join it: arrays of the decoder's back end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -157,9 +157,12 @@ class KeyValueCache:
                 code="cache_full",
             )
 
-    def reserve(self, n_tokens: int, make: MakeStore | None = None) -> bool:
-        """Count so many more positions in every layer, which the caller writes; whether any new store was made."""
-        made = [store.reserve(n_tokens, make) for store in self.own_layers.values()]
+    def reserve(self, n_tokens: int, make: MakeStore | None = None, layers: Container[int] | None = None) -> bool:
+        """Count so many more positions in these layers, all if None, which the caller writes; whether any new store was
+        made.
+        """
+        chosen = (store for index, store in self.own_layers.items() if layers is None or index in layers)
+        made = [store.reserve(n_tokens, make) for store in chosen]
         return any(made)
 
     def can_rewind(self, length: int) -> bool:

@@ -112,6 +112,8 @@ class Arranged:
     def find(self, wish: Arrangement) -> Made | None:
         """The rows in an arrangement; None leaves the wish for the next time."""
         for made in self._made:
+            if made.arrangement == wish:
+                return made
             if made.arrangement.serves(wish):
                 sums = made.sums if wish.halves else made.sums[: wish.parts]
                 return Made(wish, made.values[: wish.parts], sums)

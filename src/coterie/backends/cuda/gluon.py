@@ -13,6 +13,7 @@ from coterie.backends.cuda.launch import INTERPRETED
 
 __all__ = [
     "NEWEST_TRITON",
+    "attend_prompt_kernel",
     "half_linear_kernel",
     "half_rows_kernel",
     "serves",
@@ -23,12 +24,14 @@ __all__ = [
 NEWEST_TRITON = (3, 9)
 """The last whose Gluon is known: it is young, and changes."""
 
+attend_prompt_kernel: Any = None
 half_linear_kernel: Any = None
 half_rows_kernel: Any = None
 single_linear_kernel: Any = None
 single_rows_kernel: Any = None
 if version_of(triton.__version__) <= NEWEST_TRITON:
     with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
+        from coterie.backends.cuda.kernels.hopper.attend import attend_prompt_kernel
         from coterie.backends.cuda.kernels.hopper.linear import half_linear_kernel
         from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
         from coterie.backends.cuda.kernels.single.linear import single_linear_kernel

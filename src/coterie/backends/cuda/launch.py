@@ -14,8 +14,11 @@ Triton takes the host 50 to 100 microseconds to see which compiled kernel a laun
 import contextlib
 import functools
 import gc
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import chain
+from operator import attrgetter, itemgetter, or_
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import triton
@@ -73,42 +76,72 @@ def early(tensor: torch.Tensor, *, fused: bool = True) -> dict[str, Any]:
     return {"EARLY": False, "enable_fp_fusion": fused}
 
 
-class _Known(NamedTuple):
-    """A compiled kernel, and where its arguments stand among those of a launch, the named ones behind the others."""
-
-    compiled: Any
-    places: tuple[int, ...]
-
-
-_MOST_KNOWN = 4096
+_MOST_KNOWN = 1024
 _ALIGNED = 16
 """Bytes. Kernels are compiled for pointers to multiples of them, and anew for others."""
 
-_known: dict[tuple[Any, ...], _Known] = {}
+_dtype_of = attrgetter("dtype")
+
+Picks: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+class _Form(NamedTuple):
+    """The form of launches of a kernel: which arguments are tensors, which are values, and how both of them, tensors
+    first, become what the compiled kernel takes. known: compiled kernels by what else makes a launch one of its kind.
+    """
+
+    tensors: Picks
+    values: Picks
+    in_order: Picks
+    known: dict[tuple[Any, ...], Any]
+
+
+_forms: dict[tuple[Any, ...], _Form] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """kernel[grid](*arguments, **options). Launches like an earlier one go past Triton's search: those whose tensors
-    have its dtypes and alignments, and whose other arguments are equal.
+    have its dtypes and alignments, and whose other arguments are equal. All tensors are on the current device.
 
-    A position of a kernel's has arguments of one type: 1, True and 1.0 are equal.
+    What is done for each argument is left to Python's loops in C: a prompt's launches are otherwise slower than its
+    kernels.
     """
     if INTERPRETED.value or torch.version.hip is not None:
         kernel[grid](*arguments, **options)
         return
-    kind: list[Any] = [id(kernel), _current_device(), *options]
-    passed: list[Any] = []
-    _describe(arguments, kind, passed)
-    _describe(options.values(), kind, passed)
-    known = _known.get(key := tuple(kind))
-    if known is not None:
-        known.compiled[(*grid, 1, 1)[:3]](*[passed[place] for place in known.places])
+    given: tuple[Any, ...] = (*arguments, *options.values())
+    form, given = _form_of(kernel, len(arguments), tuple(options), given)
+    tensors, values = form.tensors(given), form.values(given)
+    addresses = [*map(torch.Tensor.data_ptr, tensors)]
+    misaligned = reduce(or_, addresses, 0) % _ALIGNED and tuple(address % _ALIGNED for address in addresses)
+    key = (_current_device(), misaligned, *map(_dtype_of, tensors), *values)
+    compiled = form.known.get(key)
+    if compiled is not None:
+        compiled[(*grid, 1, 1)[:3]](*form.in_order((*addresses, *values)))
         return
     compiled = kernel[grid](*arguments, **options)
     if compiled is not None:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        _known[key] = _Known(compiled, _places(kernel.arg_names, len(arguments), tuple(options)))
+        if len(form.known) >= _MOST_KNOWN:
+            form.known.clear()
+        form.known[key] = compiled
+
+
+def _form_of(
+    kernel: Any, n_first: int, named: tuple[str, ...], given: tuple[Any, ...]
+) -> tuple[_Form, tuple[Any, ...]]:
+    """The form of a launch, and its arguments with tuples taken apart: n_first in their order, and those `named`."""
+    lengths: tuple[int | None, ...] | None = None
+    types = tuple(map(type, given))
+    form = _forms.get((id(kernel), n_first, named, types, lengths))
+    if form is None and tuple in types:
+        lengths = tuple([len(part) if type(part) is tuple else None for part in given])
+        given = tuple(chain.from_iterable([part if type(part) is tuple else (part,) for part in given]))
+        types = tuple(map(type, given))
+        form = _forms.get((id(kernel), n_first, named, types, lengths))
+    if form is None:
+        form = _new_form(_places(kernel.arg_names, n_first, named), types, lengths)
+        _forms[id(kernel), n_first, named, types, lengths] = form
+    return form, given
 
 
 def _places(names: Sequence[str], n_first: int, named: tuple[str, ...]) -> tuple[int, ...]:
@@ -116,22 +149,26 @@ def _places(names: Sequence[str], n_first: int, named: tuple[str, ...]) -> tuple
     return (*range(n_first), *(n_first + named.index(name) for name in names[n_first:] if name in named))
 
 
-def _describe(arguments: Iterable[Any], kind: list[Any], passed: list[Any]) -> None:
-    """The arguments, addresses for tensors, join `passed`; what makes a launch one of its kind joins `kind`."""
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            address, dtype = argument.data_ptr(), argument.dtype
-            is_usual = argument.is_cuda and address % _ALIGNED == 0
-            kind.append(dtype if is_usual else (dtype, address % _ALIGNED, argument.is_cuda))
-            passed.append(address)
-        elif isinstance(argument, tuple):
-            inner: list[Any] = []
-            kind.append(len(argument))
-            _describe(argument, kind, inner)
-            passed.append(tuple(inner))
-        else:
-            kind.append(argument)
-            passed.append(argument)
+def _new_form(places: Sequence[int], types: Sequence[type], lengths: Sequence[int | None] | None) -> _Form:
+    """The form of launches whose arguments, tuples of these `lengths` taken apart, are of these types; `places` are the
+    kernel's among the arguments.
+    """
+    tensors = [index for index, kind in enumerate(types) if issubclass(kind, torch.Tensor)]
+    values = [index for index, kind in enumerate(types) if not issubclass(kind, torch.Tensor)]
+    stands_at = {index: place for place, index in enumerate((*tensors, *values))}
+    if lengths is None:
+        return _Form(_picks(tensors), _picks(values), _picks([stands_at[place] for place in places]), {})
+    indices = iter(range(len(types)))
+    inside = [[stands_at[next(indices)] for _ in range(1 if n is None else n)] for n in lengths]
+    parts = [itemgetter(inside[place][0]) if lengths[place] is None else _picks(inside[place]) for place in places]
+    return _Form(_picks(tensors), _picks(values), lambda passed: [part(passed) for part in parts], {})
+
+
+def _picks(places: Sequence[int]) -> Picks:
+    """What takes the elements at some places out of a sequence, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda parts: tuple([parts[place] for place in places])
 
 
 @contextlib.contextmanager

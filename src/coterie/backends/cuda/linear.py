@@ -1,7 +1,6 @@
 """Products of rows with whole matrices: one launch for several matrices of one format where rows are few."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -37,15 +36,12 @@ def linears(
     tiles = [_tile(stack, len(x), parts, alone) for stack in stacks]
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
-
-    def kind(index: int) -> tuple[Any, ...]:
-        tile = tiles[index]
-        joins = tile.halves and can_join(stacks[index])
-        has_bias = joins and biases[index] is not None
-        return str(stacks[index].same_format), tile.few, tile.single, tile.halves, joins, has_bias
-
-    for _, same in groupby(sorted(range(len(stacks)), key=kind), key=kind):
-        chosen = list(same)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, (stack, tile, bias) in enumerate(zip(stacks, tiles, biases, strict=True)):
+        joins = tile.halves and can_join(stack)
+        way = (tile.few, tile.single, tile.halves, joins, joins and bias is not None)
+        alike.setdefault((stack.same_format, way), []).append(index)
+    for chosen in alike.values():
         stack, tile = stacks[chosen[0]], tiles[chosen[0]]
         arrangement = (stack.group, stack.per_unit, stack.has_sums, tile.halves, tile.single)
         if arrangement not in prepared:

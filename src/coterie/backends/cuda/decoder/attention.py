@@ -1,14 +1,13 @@
 """Attention from projections to mixed values: two launches, whether for a step or for a part of a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import triton.language as tl
 
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made, Wishes
-from coterie.backends.cuda.decoder.elementwise import FEW, rms_norm
+from coterie.backends.cuda.decoder import prompt
+from coterie.backends.cuda.decoder.elementwise import FEW
+from coterie.backends.cuda.decoder.projected import TRITON_DTYPES, Projected
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import StepShape, shared_memory, step_shape, tokens_shape
 from coterie.backends.cuda.kernels.attend import attend_tokens_kernel
@@ -22,53 +21,6 @@ _HEADS = 8
 
 _CHUNK = 8192
 """Numbers of shares that a program adds up at a time."""
-
-TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class Projected:
-    """Projections of rows, [T, heads * D] each, f32 or rounded to bf16, and what makes heads of them; `dtype` is that
-    of the stores.
-
-    keys and values of None: the stores have them already.
-    """
-
-    queries: torch.Tensor
-    keys: torch.Tensor | None
-    values: torch.Tensor | None
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
-    spec: Any
-    eps: float
-    dtype: torch.dtype
-
-    @property
-    def pointers(self) -> tuple[Any, ...]:
-        """Queries, keys and values; for those that the stores have already queries stand in, which nobody reads."""
-        return self.queries, *(self.queries if x is None else x for x in (self.keys, self.values))
-
-    @property
-    def numbers(self) -> tuple[Any, ...]:
-        """Strides, eps and limit, as kernels take them."""
-        return *(x.stride(0) for x in self.pointers), float(self.eps), float(self.spec.clip or 0.0)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What kernels are compiled for."""
-        spec = self.spec
-        return {
-            "N_HEADS": spec.n_heads,
-            "D": spec.head_dim,
-            "N_PAIRS": len(spec.rope.frequencies),
-            "INTERLEAVED": spec.rope.interleaved,
-            "Q_NORM": self.query_norm is not None,
-            "K_NORM": self.key_norm is not None,
-            "V_NORM": spec.normalize_values,
-            "HAS_LIMIT": spec.clip is not None,
-            "DTYPE": TRITON_DTYPES[self.dtype],
-            "BLOCK_D": next_power_of_2(spec.head_dim),
-        }
 
 
 def attend_rows(
@@ -84,20 +36,6 @@ def attend_rows(
     else:
         mixed, made = _tokens(projected, sinks, rows, layer), ()
     return Arranged(len(mixed), mixed.view(len(mixed), -1), made, wishes, place)
-
-
-def projected_rows(
-    queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any, eps: float,
-    dtype: torch.dtype,
-) -> Projected:  # fmt: skip
-    """A norm over all heads needs them together, before any of them is turned: it is taken here."""
-    query_norm, key_norm = vectors.query_norm, vectors.key_norm
-    keys, values = (None, None) if new is None else new
-    if spec.norm_span == "projection":
-        queries = queries if query_norm is None else rms_norm(queries, query_norm, eps)
-        keys = keys if keys is None or key_norm is None else rms_norm(keys, key_norm, eps)
-        query_norm = key_norm = None
-    return Projected(queries, keys, values, query_norm, key_norm, spec, eps, dtype)
 
 
 def _step(
@@ -123,22 +61,36 @@ def _step(
 
 def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
     spec, queries = projected.spec, projected.queries
-    made = torch.empty((len(queries), spec.n_heads, spec.head_dim), dtype=projected.dtype, device=queries.device)
+    shape, makes_queries = (len(queries), spec.n_heads, spec.head_dim), prompt.serves(projected)
+    made = queries if makes_queries else torch.empty(shape, dtype=projected.dtype, device=queries.device)
+    _place_heads(projected, rows, layer, None if makes_queries else made)
+    out = torch.empty(shape, dtype=torch.float32 if len(queries) <= FEW else projected.dtype, device=queries.device)
+    for sequence, (own, start, cache) in enumerate(rows.parts):
+        if makes_queries:
+            prompt.attend(projected, rows.tables[spec.rope], own, start, cache.layers[layer].stores, sinks, out)
+        else:
+            over_tokens(
+                made[own], None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
+                spec.window, spec.scale, sinks, out[own],
+            )  # fmt: skip
+    return out
+
+
+def _place_heads(projected: Projected, rows: DeviceRows, layer: int, made: torch.Tensor | None) -> None:
+    """Keys and values join the stores, heads of queries go to `made` [T, heads, D], if it is given."""
+    spec, queries = projected.spec, projected.queries
+    blocks_of_queries = 0 if made is None else cdiv(spec.n_heads, _HEADS)
     blocks_of_new = 0 if projected.keys is None else 2 * cdiv(spec.n_kv_heads, _HEADS)
+    if blocks_of_queries + blocks_of_new == 0:
+        return
+    options = {**projected.options, "N_HEADS": 0 if made is None else spec.n_heads}
     with on_device_of(queries):
         launch(
-            place_heads_kernel, (len(queries), cdiv(spec.n_heads, _HEADS) + blocks_of_new),
+            place_heads_kernel, (len(queries), blocks_of_queries + blocks_of_new),
             *projected.pointers, projected.query_norm, projected.key_norm, *rows.tables[spec.rope], rows.positions,
-            rows.sequences, rows.stores[layer], made, *projected.numbers, N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS,
-            num_warps=4, **projected.options, **early(queries),
+            rows.sequences, rows.stores[layer], queries if made is None else made, *projected.numbers,
+            N_KV_HEADS=spec.n_kv_heads, HEADS=_HEADS, num_warps=4, **options, **early(queries),
         )  # fmt: skip
-    out = torch.empty_like(made, dtype=torch.float32 if len(queries) <= FEW else projected.dtype)
-    for sequence, (own, start, cache) in enumerate(rows.parts):
-        over_tokens(
-            made[own], None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
-            spec.window, spec.scale, sinks, out[own],
-        )  # fmt: skip
-    return out
 
 
 def over_tokens(

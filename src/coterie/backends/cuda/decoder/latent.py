@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from coterie.backends.cuda.decoder.attention import TRITON_DTYPES, Shares, over_tokens
+from coterie.backends.cuda.decoder.attention import Shares, over_tokens
+from coterie.backends.cuda.decoder.projected import TRITON_DTYPES
 from coterie.backends.cuda.decoder.rows import DeviceRows
 from coterie.backends.cuda.decoder.shapes import step_shape
 from coterie.backends.cuda.kernels.attend_step import attend_shares_kernel

@@ -1,10 +1,10 @@
 """The rows of a pass on the device: ids, positions, and where the stores of their sequences are.
 
-One copy takes all of it there. Kernels read positions and addresses from the device, so that launches which were
-recorded for one step serve the next one, with other lengths and with stores that have grown.
+Kernels read positions and addresses from the device, so that launches which were recorded for one step serve the next
+one, with other lengths and with stores that have grown.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from coterie.backends.cuda.sizes import next_power_of_2
 _ALIGNED = 4
 """Numbers: what is sent together begins at multiples of 32 bytes. Kernels would otherwise be compiled twice."""
 
+_LAYERS_AT_ONCE = 8
+"""Layers of a prompt whose stores are made together."""
+
 Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -26,16 +29,16 @@ Tables = dict[Any, tuple[torch.Tensor, torch.Tensor]]
 class DeviceRows:
     """`coterie.models.rows.Rows`, on the device.
 
-    ids, positions and sequences (whose row it is) are int64 [T]; stores int64 [layers, sequences, 4]: the addresses of
-    keys and of values, the capacity, and nothing. is_step: each sequence has one row. A row whose position is negative
-    is none.
+    ids, positions and sequences (whose row it is) are int64 [T]; stores, by layer, int64 [sequences, 4]: the addresses
+    of keys and of values, the capacity, and nothing. is_step: each sequence has one row. A row whose position is
+    negative is none.
     longest: no row stands behind so many others; None where launches are recorded for steps of any length.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     sequences: torch.Tensor
-    stores: torch.Tensor
+    stores: "torch.Tensor | StoreTables"
     tables: Tables
     parts: tuple[Any, ...]
     is_step: bool
@@ -67,16 +70,13 @@ class RowMaker:
 
     def __call__(self, ids: Sequence[int], parts: tuple[Any, ...], frequencies: Mapping[Any, np.ndarray]) -> DeviceRows:
         counts = [rows.stop - rows.start for rows, _, _ in parts]
-        for n_tokens, (_, _, cache) in zip(counts, parts, strict=True):
-            cache.reserve(n_tokens, self.make_store)
         positions = np.concatenate([part.start + np.arange(n) for part, n in zip(parts, counts, strict=True)])
-        sequences = np.repeat(np.arange(len(parts)), counts)
-        stores, n = store_table([cache for _, _, cache in parts]), len(ids)
-        numbers = np.zeros((3, -(-n // _ALIGNED) * _ALIGNED), np.int64)
-        numbers[:, :n] = np.array(ids), positions, sequences
-        sent = self.send(np.concatenate((stores.reshape(-1), numbers.reshape(-1))))
-        table, (own, at, whose) = sent[: stores.size].view(stores.shape), sent[stores.size :].view(numbers.shape)[:, :n]
-        rows = DeviceRows(own, at, whose, table, {}, parts, max(counts) == 1, int(positions.max()))
+        numbers = np.zeros((3, -(-len(ids) // _ALIGNED) * _ALIGNED), np.int64)
+        numbers[:, : len(ids)] = np.array(ids), positions, np.repeat(np.arange(len(parts)), counts)
+        own, at, whose = self.send(numbers)[:, : len(ids)]
+        is_step = max(counts) == 1
+        stores = StoreTables([cache for _, _, cache in parts], counts, self, None if is_step else _LAYERS_AT_ONCE)
+        rows = DeviceRows(own, at, whose, stores, {}, parts, is_step, int(positions.max()))
         self.turn(rows, frequencies)
         return rows
 
@@ -106,14 +106,38 @@ class RowMaker:
         return kept
 
 
-def store_table(caches: Sequence[Any]) -> np.ndarray:
+class StoreTables:
+    """Where the stores of a pass are, by layer: int64 [sequences, 4].
+
+    Stores grow when a layer is looked for, some layers at a time: so a GPU is at work on a prompt's first layers while
+    the host makes room for the others.
+    """
+
+    def __init__(self, caches: Sequence[Any], counts: Sequence[int], make: RowMaker, at_once: int | None) -> None:
+        """counts: rows that each sequence brings; at_once of None: all layers."""
+        self._caches, self._counts, self._make = caches, counts, make
+        self._n_layers = len(caches[0].layers)
+        self._at_once = self._n_layers if at_once is None else at_once
+        self._found: list[torch.Tensor] = []
+
+    def __getitem__(self, layer: int) -> torch.Tensor:
+        while layer >= len(self._found):
+            first = len(self._found)
+            layers = range(first, min(first + self._at_once, self._n_layers))
+            for cache, n_rows in zip(self._caches, self._counts, strict=True):
+                cache.reserve(n_rows, self._make.make_store, layers)
+            self._found += self._make.send(store_table(self._caches, layers))
+        return self._found[layer]
+
+
+def store_table(caches: Sequence[Any], layers: Iterable[int]) -> np.ndarray:
     """int64 [layers, sequences, 4]: where each layer's keys and values of each sequence are, and their capacity."""
     table = [
         [
             (keys.data_ptr(), values.data_ptr(), keys.shape[1], 0)
             for keys, values in (c.layers[i].stores for c in caches)
         ]
-        for i in range(len(caches[0].layers))
+        for i in layers
     ]
     return np.array(table, np.int64)
 

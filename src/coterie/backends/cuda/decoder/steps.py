@@ -162,7 +162,7 @@ class DeviceSteps:
         """Run a step, whose tokens join the caches."""
         moved = [cache.reserve(1, self._make.make_store) for cache in self._caches]
         if any(moved) or not self._is_placed:
-            self._record.place(store_table(self._caches))
+            self._record.place(store_table(self._caches, range(len(self._caches[0].layers))))
             self._is_placed = True
         longest = max(cache.length for cache in self._caches)
         for cache in self._caches:

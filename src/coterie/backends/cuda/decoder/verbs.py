@@ -10,6 +10,7 @@ from coterie.arrays import as_numpy
 from coterie.backends import cuda
 from coterie.backends.cuda.arranged import Arranged, Wishes
 from coterie.backends.cuda.decoder import attention, elementwise, head_matrices, latent, weights
+from coterie.backends.cuda.decoder.projected import projected_rows
 from coterie.backends.cuda.decoder.rows import DeviceRows, RowMaker, StoreTraits
 from coterie.backends.cuda.decoder.steps import Compute, DeviceSteps, Records
 from coterie.backends.cuda.device import within_memory
@@ -87,7 +88,7 @@ class Verbs:
         self, queries: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None, spec: Any, vectors: Any,
         rows: DeviceRows, layer: int, eps: float,
     ) -> Arranged:  # fmt: skip
-        projected = attention.projected_rows(queries, new, spec, vectors, eps, self.dtype)
+        projected = projected_rows(queries, new, spec, vectors, eps, self.dtype)
         return attention.attend_rows(projected, vectors.sinks, rows, layer, self._wishes, alone=self._alone)
 
     @within_memory
