@@ -194,7 +194,7 @@ def prompts() -> None:
         projected = Projected(floats(9, 6 * 128), None, None, weight, None, spec, 1e-6, torch.bfloat16)
         if prompt.serves(projected):
             stores, out = (floats(2, 16, 128), floats(2, 16, 128)), floats(9, 6, 128)
-            prompt.attend(projected, (table, table), slice(0, 9), 8, stores, sinks if has_sinks else None, out)
+            prompt.attend(projected, projected.queries, (table, table), 8, stores, sinks if has_sinks else None, out)
 
 
 def decoder(target: GPUTarget, shared: int) -> set[str]:

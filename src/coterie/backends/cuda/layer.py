@@ -81,10 +81,7 @@ def run_slots(
     up = None if experts.up is None else stack_of(experts.up)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
     bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
-    halves = bounded and serves(gate, up, down)
-    are_few = alone or single.are_few(chosen.numel(), parts, gate, up, down)
-    tile = few_tile(parts) if are_few else tile_for(gate, chosen.numel(), parts, halves)
-    tile = single.served(tile, parts, gate, up, last=down)
+    tile = _tile(gate, up, down, chosen.numel(), parts, alone=alone, bounded=bounded)
     if len(x) == 1:
         rows, slots = prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
@@ -94,6 +91,23 @@ def run_slots(
     hidden = _hidden(x, rows, slots, gate, up, biases, experts.activation, down, tile, known=known)
     values = multiply(hidden, slots.per_slot, down, experts.down_bias, tile, dtype, known=True)
     return SlotOutputs(values, chosen, weights, gate.n_experts)
+
+
+def _tile(
+    gate: Stack, up: Stack | None, down: Stack, n_slots: int, parts: int, *, alone: bool, bounded: bool
+) -> Tile:  # fmt: skip
+    """The tile for the products of n_slots routed rows, remembered with the matrices that it was found for. bounded:
+    whether hidden values are, as float16 products want.
+    """
+
+    def find() -> tuple[Stack | None, Stack, Tile]:
+        halves = bounded and serves(gate, up, down)
+        are_few = alone or single.are_few(n_slots, parts, gate, up, down)
+        tile = few_tile(parts) if are_few else tile_for(gate, n_slots, parts, halves)
+        return up, down, single.served(tile, parts, gate, up, last=down)
+
+    found: tuple[Stack | None, Stack, Tile] = gate.remembered((n_slots, parts, alone, bounded), find)
+    return (found if found[0] is up and found[1] is down else find())[2]
 
 
 def run_dense(

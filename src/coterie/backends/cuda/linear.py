@@ -1,6 +1,7 @@
 """Products of rows with whole matrices: one launch for several matrices of one format where rows are few."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from coterie.backends.cuda.tiles import Tile, batches_in_step, dense_tile, few_t
 _TOGETHER = 3
 """Matrices that one launch takes."""
 
-_REMEMBERED = 64
-"""Tiles that a matrix remembers."""
-
 
 def linears(
     x: torch.Tensor | Arranged, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], *,
@@ -33,7 +31,10 @@ def linears(
     calls of their own; up to 16 rows do in any case.
     """
     stacks = [stack_of(weight) for weight in weights]
-    tiles = [_tile(stack, len(x), parts, alone) for stack in stacks]
+    n_rows = len(x)
+    tiles = [
+        stack.remembered((n_rows, parts, alone), partial(whole_tile, n_rows, parts, alone, stack)) for stack in stacks
+    ]
     out: list[torch.Tensor | None] = [None] * len(stacks)
     prepared: dict[tuple[int, int, bool, bool, bool], Rows | Halves] = {}
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -58,16 +59,6 @@ def linears(
             for index, product in zip(some, products, strict=True):
                 out[index] = product
     return [product for product in out if product is not None]
-
-
-def _tile(stack: Stack, n_rows: int, parts: int, alone: bool) -> Tile:
-    """The tile of a product, remembered: to find it costs the host half of what a launch does."""
-    found: Tile | None = stack.tiles.get((n_rows, parts, alone))
-    if found is None:
-        if len(stack.tiles) >= _REMEMBERED:
-            stack.tiles.clear()
-        found = stack.tiles[n_rows, parts, alone] = whole_tile(n_rows, parts, alone, stack)
-    return found
 
 
 def whole_tile(n_rows: int, parts: int, alone: bool, *stacks: Stack) -> Tile:

@@ -1,5 +1,6 @@
 """Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +13,9 @@ from coterie.formats import Packed
 Weight: TypeAlias = Packed | torch.Tensor
 
 _MOST_ELEMENTS = (1 << 31) - 1
+_REMEMBERED = 64
+"""Numbers of rows for which a matrix remembers how it is multiplied."""
+
 _PLAIN_GROUP = 64
 """Columns that a product with plain weights takes at a time."""
 
@@ -38,7 +42,7 @@ class Stack:
     per_unit: int
     excess: int
     derived: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
-    tiles: dict[tuple[int, int, bool], Any] = field(default_factory=dict, compare=False, repr=False)
+    tiles: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def bytes_each(self) -> float:
@@ -54,6 +58,15 @@ class Stack:
     def same_format(self) -> tuple[object, ...]:
         """What two stacks must share to go through one kernel together."""
         return (self.mode, self.bits, self.group, self.codes.dtype, self.scales.dtype)
+
+    def remembered(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """How it is multiplied; found once for a key, because to find it costs the host what a launch does."""
+        found = self.tiles.get(key)
+        if found is None:
+            if len(self.tiles) >= _REMEMBERED:
+                self.tiles.clear()
+            found = self.tiles[key] = find()
+        return found
 
     @property
     def has_sums(self) -> bool:

@@ -65,13 +65,15 @@ def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, 
     made = queries if makes_queries else torch.empty(shape, dtype=projected.dtype, device=queries.device)
     _place_heads(projected, rows, layer, None if makes_queries else made)
     out = torch.empty(shape, dtype=torch.float32 if len(queries) <= FEW else projected.dtype, device=queries.device)
+    tables, is_one = rows.tables[spec.rope], len(rows.parts) == 1
     for sequence, (own, start, cache) in enumerate(rows.parts):
+        own_made, own_out, cos, sin = (x if is_one else x[own] for x in (made, out, *tables))
         if makes_queries:
-            prompt.attend(projected, rows.tables[spec.rope], own, start, cache.layers[layer].stores, sinks, out)
+            prompt.attend(projected, own_made, (cos, sin), start, cache.layers[layer].stores, sinks, own_out)
         else:
             over_tokens(
-                made[own], None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
-                spec.window, spec.scale, sinks, out[own],
+                own_made, None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
+                spec.window, spec.scale, sinks, own_out,
             )  # fmt: skip
     return out
 

@@ -55,7 +55,7 @@ def add_norms(
     outputs = [branch if isinstance(branch, SlotOutputs) else None for branch, _ in branches]
     places = [(weight.data_ptr(), n_rows > FEW) for weight in befores]
     is_wide = tuple(wishes.wants_wide(place) for place in places)
-    out, *normed = torch.empty((1 + sum(is_wide), n_rows, size), dtype=torch.float32, device=h.device)
+    out, *normed = torch.empty((1 + sum(is_wide), n_rows, size), dtype=torch.float32, device=h.device).unbind()
     rest = iter(normed)
     wide = [next(rest) if wanted else None for wanted in is_wide]
     made = [[Made.empty(wish, n_rows, size, h.device) for wish in wishes.at(place)] for place in places]

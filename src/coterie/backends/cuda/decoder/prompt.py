@@ -26,19 +26,19 @@ def serves(projected: Projected) -> bool:
 
 
 def attend(
-    projected: Projected, tables: tuple[torch.Tensor, torch.Tensor], own: slice, start: int,
+    projected: Projected, queries: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], start: int,
     stores: tuple[torch.Tensor, torch.Tensor], sinks: torch.Tensor | None, out: torch.Tensor,
 ) -> None:  # fmt: skip
-    """One sequence's rows of the projections, from position `start` on, over its stores, into its rows of out
-    [T, heads, D]; tables: cos and sin of all rows.
+    """One sequence's projected queries [T, heads * D], from position `start` on, over its stores, into out
+    [T, heads, D]; tables: their cos and sin.
     """
-    spec, queries, (keys, values) = projected.spec, projected.queries[own], stores
+    spec, (keys, values) = projected.spec, stores
     n_tokens, capacity = len(queries), keys.shape[1]
     group = spec.n_heads // spec.n_kv_heads
     with on_device_of(queries):
         launch(
             gluon.attend_prompt_kernel, (cdiv(n_tokens * group, _ROWS), spec.n_kv_heads),
-            queries, projected.query_norm, *(table[own] for table in tables), keys, values, sinks, out[own], n_tokens,
+            queries, projected.query_norm, *tables, keys, values, sinks, out, n_tokens,
             start, spec.window or 0, capacity, queries.stride(0), float(spec.scale), float(projected.eps),
             float(spec.clip or 0.0), spec.n_heads, group, spec.head_dim, projected.query_norm is not None,
             spec.clip is not None, spec.window is not None, start + n_tokens > capacity, sinks is not None,

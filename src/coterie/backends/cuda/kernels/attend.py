@@ -9,13 +9,9 @@ import triton
 import triton.language as tl
 
 from coterie.backends.cuda.kernels.heads import CAPACITY, KEYS, N_COLUMNS, VALUES, store_of
+from coterie.backends.cuda.kernels.softmax import LOG2_E, LOWEST
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
-
-LOWEST: tl.constexpr = tl.constexpr(-1e30)
-"""Where the highest score begins: finite, so that rows that have seen nothing yet make no NaN."""
-
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ Keys and values of earlier tokens are fetched before the kernels that make this 
 import triton
 import triton.language as tl
 
-from coterie.backends.cuda.kernels.attend import LOG2_E, LOWEST, store_tile, weigh
+from coterie.backends.cuda.kernels.attend import store_tile, weigh
 from coterie.backends.cuda.kernels.heads import (
     CAPACITY,
     KEYS,
@@ -20,6 +20,7 @@ from coterie.backends.cuda.kernels.heads import (
     store_of,
 )
 from coterie.backends.cuda.kernels.norms import arrange_row
+from coterie.backends.cuda.kernels.softmax import LOG2_E, LOWEST
 from coterie.backends.cuda.kernels.tiles import product
 from coterie.backends.cuda.launch import let_next_begin, wait_and_let_begin, wait_for_previous
 

@@ -19,17 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from coterie.backends.cuda.kernels.copies import barrier, copy_async
 from coterie.backends.cuda.kernels.hopper.layouts import ROWS, copied, left, product, swizzled
+from coterie.backends.cuda.kernels.softmax import LOG2_E, LOWEST
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 KEYS = gl.constexpr(128)
 """Keys of a block."""
 
 _PLACES = gl.constexpr(2)
-
-_LOWEST = gl.constexpr(-1e30)
-"""Where the highest score begins: finite, so that rows that have seen nothing yet make no NaN."""
-
-_LOG2_E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
@@ -113,7 +109,7 @@ def _meet_first(
     scores = gl.zeros([ROWS, KEYS], gl.float32, S)
     scores = warpgroup_mma(queries, keys.index(0).permute((1, 0)), scores, use_acc=False, is_async=True)
     scores = warpgroup_mma_wait(0, deps=(scores,))
-    highest = gl.full([ROWS], _LOWEST, gl.float32, gl.SliceLayout(1, S))
+    highest = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, S))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
     seen = first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
     shares, highest, correction, total = _shares(
@@ -142,6 +138,7 @@ def _meet(
     shares, before, mixed, correction, highest, total = state
     key_store, value_store, first, end, capacity, position, window, factor = places
     S: gl.constexpr = product(KEYS)
+    # Not at the end: without the loop's border between them, the assembler waits before it makes shares.
     mixed = _mixed_before(before, mixed, correction, D)
     async_copy.wait_group(0)
     barrier()
@@ -206,7 +203,7 @@ def attend_prompt_kernel(
         q, q_weight, cos, sin, eps, limit, first_row, n_rows, head, q_token, GROUP, D, HAS_NORM, HAS_LIMIT, DTYPE
     )
     position = start + (first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, product(KEYS)))) // GROUP
-    places = (key_store, value_store, first, end, capacity, position, window, scale * _LOG2_E)
+    places = (key_store, value_store, first, end, capacity, position, window, scale * LOG2_E)
     state = _meet_first(queries, key_rooms, value_rooms, places, n_blocks, D, WRAPS, HAS_WINDOW)
     # Before the window of the last of a program's tokens are fewer positions than a block has: the first one's.
     for block in range(1, n_clear):
@@ -216,7 +213,7 @@ def attend_prompt_kernel(
     mixed, highest, total = _meet_last(value_rooms, state, n_blocks, D)
     if HAS_SINKS:
         row = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, product(KEYS)))
-        sink = gl.load(sinks + head * GROUP + row % GROUP) * _LOG2_E
+        sink = gl.load(sinks + head * GROUP + row % GROUP) * LOG2_E
         total += gl.exp2(sink - highest)
     mixed /= gl.convert_layout(total, gl.SliceLayout(1, product(D)), assert_trivial=True)[:, None]
     _store(mixed, out, first_row, n_rows, head, N_HEADS, GROUP, D)
