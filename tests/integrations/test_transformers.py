@@ -186,6 +186,7 @@ def test_other_devices_are_refused_by_name(device_map: Any) -> None:
 @pytest.mark.parametrize("device_map", ["cuda", 0, {"": "cuda:0"}, {"model": "cpu", "lm_head": "cuda"}])
 def test_what_a_gpu_lacks_is_said_before_anything_is_loaded(device_map: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
+    pytest.importorskip("coterie.backends.cuda")  # as it is interpreted: what was imported before must not be mixed
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     monkeypatch.delitem(dispatch._MODULES, "cuda", raising=False)
     with pytest.raises(BackendUnavailableError, match=r"built for the CPU alone|the GPU cannot be used"):

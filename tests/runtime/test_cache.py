@@ -34,8 +34,10 @@ def test_a_short_generation_takes_little_memory() -> None:
 
 def test_growth_is_by_doubling() -> None:
     store, grown = LayerStore(1, 2, 2, 10_000), 0
+    assert store.capacity == 0
     one = np.zeros((1, 1, 2), np.float32)
-    for _ in range(10_000):
+    store.extend(one, one)
+    for _ in range(9_999):
         before = store.capacity
         store.extend(one, one)
         grown += store.capacity != before

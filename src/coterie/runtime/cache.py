@@ -24,7 +24,7 @@ CHUNK = 512
 """Tokens of a prompt that pass through the decoder together: enough to use each expert's matrices for many rows."""
 
 _FIRST = 64
-"""Slots of a new store; short generations never grow beyond it."""
+"""Slots of a store that has any; short generations never grow beyond it."""
 
 
 class LayerStore:
@@ -34,8 +34,8 @@ class LayerStore:
         """At most `limit` positions are kept."""
         self._limit = limit
         self._length = self._oldest = 0
-        self._keys: Array = np.empty((n_heads, min(_FIRST, limit), key_dim), np.float32)
-        self._values: Array = np.empty((n_heads, min(_FIRST, limit), value_dim), np.float32)
+        self._keys: Array = np.empty((n_heads, 0, key_dim), np.float32)
+        self._values: Array = np.empty((n_heads, 0, value_dim), np.float32)
 
     def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Append keys and values [T, Hkv, D], T <= limit; returns both stores, [Hkv, capacity, D]."""
@@ -117,7 +117,8 @@ class LayerStore:
         """Slots of the store that holds so many positions, or as many of them as are kept."""
         if length <= self.capacity:
             return self.capacity
-        return min(self._limit, max(length, 2 * self.capacity))
+        first = min(_FIRST, self._limit)
+        return first if length <= first else min(self._limit, max(length, 2 * max(first, self.capacity)))
 
     def _grow(self, capacity: int) -> None:
         """More slots, if any. A store below its limit has never wrapped, so positions are slots and are copied."""
