@@ -61,18 +61,19 @@ def _step(
 
 def _tokens(projected: Projected, sinks: torch.Tensor | None, rows: DeviceRows, layer: int) -> torch.Tensor:
     spec, queries = projected.spec, projected.queries
-    shape, makes_queries = (len(queries), spec.n_heads, spec.head_dim), prompt.serves(projected)
-    made = queries if makes_queries else torch.empty(shape, dtype=projected.dtype, device=queries.device)
-    _place_heads(projected, rows, layer, None if makes_queries else made)
+    shape, made = (len(queries), spec.n_heads, spec.head_dim), None
+    if not prompt.serves(projected):
+        made = torch.empty(shape, dtype=projected.dtype, device=queries.device)
+    _place_heads(projected, rows, layer, made)
     out = torch.empty(shape, dtype=torch.float32 if len(queries) <= FEW else projected.dtype, device=queries.device)
-    tables, is_one = rows.tables[spec.rope], len(rows.parts) == 1
+    all_rows = (queries if made is None else made, out, *rows.tables[spec.rope])
     for sequence, (own, start, cache) in enumerate(rows.parts):
-        own_made, own_out, cos, sin = (x if is_one else x[own] for x in (made, out, *tables))
-        if makes_queries:
-            prompt.attend(projected, own_made, (cos, sin), start, cache.layers[layer].stores, sinks, own_out)
+        own_queries, own_out, cos, sin = all_rows if len(rows.parts) == 1 else (x[own] for x in all_rows)
+        if made is None:
+            prompt.attend(projected, own_queries, (cos, sin), start, cache.layers[layer].stores, sinks, own_out)
         else:
             over_tokens(
-                own_made, None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
+                own_queries, None, rows.stores[layer], sequence, cache.layers[layer].capacity, spec.n_kv_heads, start,
                 spec.window, spec.scale, sinks, own_out,
             )  # fmt: skip
     return out
