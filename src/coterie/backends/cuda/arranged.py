@@ -13,6 +13,9 @@ import torch
 
 from coterie.backends.cuda.stacks import Stack
 
+_THREADS = 4
+"""Of a warp, that share a group of codes in the kernels of `single`."""
+
 
 class Arrangement(NamedTuple):
     """An order of codes: groups of so many, so many codes in a unit; activations as the sum of `parts` numbers, with or
@@ -26,9 +29,16 @@ class Arrangement(NamedTuple):
     halves: bool = False
 
     @classmethod
-    def of(cls, stack: Stack, parts: int, *, sums: bool = True) -> "Arrangement":
-        """What products with `stack` want; without `sums` those that make them themselves."""
-        return cls(stack.group, stack.per_unit, parts, stack.has_sums and sums)
+    def of(cls, stack: Stack, parts: int) -> "Arrangement":
+        """What products with `stack` want."""
+        return cls(stack.group, stack.per_unit, parts, stack.has_sums)
+
+    @classmethod
+    def of_threads(cls, stack: Stack, parts: int) -> "Arrangement":
+        """What products of single rows with `stack` want: four threads share a group, and each has its own part of the
+        group in the order of codes, so that it reads all of that at once.
+        """
+        return cls(stack.group // _THREADS, stack.per_unit, parts, False)
 
     @classmethod
     def of_halves(cls, stack: Stack) -> "Arrangement":

@@ -12,6 +12,7 @@ import torch
 from coterie.backends.cuda import gluon
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
 from coterie.backends.cuda.launch import INTERPRETED, early, launch, on_device_of
+from coterie.backends.cuda.pieces import add_pieces, room_for
 from coterie.backends.cuda.rows import Halves, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
@@ -35,6 +36,9 @@ _SCALES = (torch.bfloat16, torch.float16, torch.uint8)
 _BLOCK = 4096
 _LONG = 4096
 """Columns beyond which constants come in turns, and the compiler has no registers for three widths of products."""
+
+_FEWEST_PROGRAMS = 1000
+"""Programs below which the last ones leave many multiprocessors without work for long."""
 
 _MOST_PROGRAMS = 65535
 
@@ -93,7 +97,23 @@ def multiply(
     """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]. known: as in
     `products.multiply`.
     """
-    _launch(rows, slots, stack, None, (bias, None), tile, out, rows.sizes, None, None, known=known)
+    pieces = 1 if bias is not None or stack.mode == "plain" else _pieces(stack, slots.n_blocks(tile.rows))
+    sums = out if pieces == 1 else room_for(pieces, out)
+    _launch(rows, slots, stack, None, (bias, None), tile, sums, rows.sizes, None, None, known=known, pieces=pieces)
+    if pieces > 1:
+        add_pieces(sums, out)
+
+
+def _pieces(stack: Stack, n_blocks: int) -> int:
+    """Pieces of equal length in which long rows are multiplied, where their programs are few."""
+    pieces, n_programs = 1, n_blocks * cdiv(stack.n_rows, _ROWS)
+    while (
+        stack.n_columns // pieces > _LONG
+        and stack.n_columns % (2 * pieces * _COLUMNS) == 0
+        and n_programs * pieces < _FEWEST_PROGRAMS
+    ):
+        pieces *= 2
+    return pieces
 
 
 def can_join(stack: Stack) -> bool:
@@ -136,6 +156,7 @@ def _launch(
     rows: Halves, slots: Slots, stack: Stack, up: Stack | None,
     biases: Biases, tile: Tile,
     out: torch.Tensor, out_sizes: torch.Tensor, activation: str | None, target: Stack | None, *, known: bool,
+    pieces: int = 1,
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
     gated = target is not None
@@ -148,18 +169,18 @@ def _launch(
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             launch(
-                gluon.half_rows_kernel, (n_tiles, min(_MOST_PROGRAMS, n_blocks - first)),
+                gluon.half_rows_kernel, (n_tiles, min(_MOST_PROGRAMS, n_blocks - first), pieces),
                 rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,
                 slots.order, slots.offsets, slots.blocks, out, out_sizes,
                 stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, up_row, first,
-                stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
+                stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,
-                gated, activation or "", bias is not None, tile.rows, _narrowest(stack, tile), slots.kind,
-                known or slots.kind == "dense", **early(out), num_warps=8, maxnreg=_REGISTERS,
+                gated, activation or "", bias is not None, tile.rows, _narrowest(stack, tile, pieces), slots.kind,
+                known or slots.kind == "dense", pieces, **early(out), num_warps=8, maxnreg=_REGISTERS,
             )  # fmt: skip
 
 
-def _narrowest(stack: Stack, tile: Tile) -> int:
-    return max(tile.narrowest, tile.rows // 2) if stack.n_columns > _LONG else tile.narrowest
+def _narrowest(stack: Stack, tile: Tile, pieces: int) -> int:
+    return max(tile.narrowest, tile.rows // 2) if stack.n_columns // pieces > _LONG else tile.narrowest

@@ -43,7 +43,9 @@ def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile
 
 def _wanted(stack: Stack, parts: int, tile: Tile) -> Arrangement:
     """The order in which products by the kernel of `tile` want rows."""
-    return Arrangement.of_halves(stack) if tile.halves else Arrangement.of(stack, parts, sums=not tile.single)
+    if tile.halves:
+        return Arrangement.of_halves(stack)
+    return Arrangement.of_threads(stack, parts) if tile.single else Arrangement.of(stack, parts)
 
 
 def prepare_and_group(
@@ -80,14 +82,14 @@ def _prepare(
         offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=values.device)
         slots = (order, offsets, blocks_for(n_slots, n_experts, tile.rows, values.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
-    n_groups = max(1, _CHUNK // stack.group)
+    n_groups = max(1, _CHUNK // wanted.group)
     block = next_power_of_2(max(n_slots, 32))
     with on_device_of(values):
         launch(
-            prepare_kernel, (n * cdiv(k, n_groups * stack.group) + n_experts,),
+            prepare_kernel, (n * cdiv(k, n_groups * wanted.group) + n_experts,),
             source, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, stack.group, stack.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
+            k, wanted.group, wanted.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
             **early(values), num_warps=8 if block > _CHUNK else 4,
         )  # fmt: skip
     return found, slots

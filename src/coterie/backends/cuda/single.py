@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 
 from coterie.backends.cuda import gluon
-from coterie.backends.cuda.kernels.single.pieces import add_pieces_kernel
+from coterie.backends.cuda.arranged import Arrangement
 from coterie.backends.cuda.launch import early, launch, on_device_of
+from coterie.backends.cuda.pieces import add_pieces, room_for
 from coterie.backends.cuda.rows import Rows, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
@@ -53,8 +54,6 @@ _MOST_BLOCKS = 4
 
 _MOST_PROGRAMS = 65535
 
-_BLOCK = 1024
-
 _FEW = 2.5
 """Routed rows an expert, up to which this is the fastest way."""
 
@@ -73,12 +72,21 @@ def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = N
 
 def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack) -> bool:
     """Whether experts have few rows, and these can go this way."""
-    return n_slots * parts <= _FEW * gate.n_experts and served(few_tile(parts), parts, gate, up, last=down).single
+    import os
+    return n_slots * parts <= float(os.environ.get('FEW', _FEW)) * gate.n_experts and served(few_tile(parts), parts, gate, up, last=down).single
 
 
 def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
-    """Whether rows that all meet the same matrices are so few that these are read once, and can go this way."""
-    return n_rows * parts <= _MOST_BLOCKS * _COLUMNS and served(few_tile(parts), parts, *stacks).single
+    """Whether rows that all meet the same matrices can go this way, and are so few that these are read once, or the
+    matrices so small that all programs have a multiprocessor each.
+    """
+    n_blocks = cdiv(n_rows * parts, _COLUMNS)
+    are_few = n_blocks <= _MOST_BLOCKS or max(_n_tiles(stack) for stack in stacks) * n_blocks <= _MULTIPROCESSORS
+    return are_few and served(few_tile(parts), parts, *stacks).single
+
+
+def _n_tiles(stack: Stack) -> int:
+    return cdiv(stack.n_rows, _ROWS)
 
 
 def _fits(stack: Stack) -> bool:
@@ -129,8 +137,8 @@ def multiply_together(
     """
     parts, n = x.shape[:2]
     first = stacks[0]
-    blocks, n_blocks = _blocks_of_columns(n, parts)
-    n_tiles = sum(cdiv(stack.n_rows, _ROWS) for stack in stacks)
+    n_tiles = sum(map(_n_tiles, stacks))
+    blocks, n_blocks = _blocks_of_columns(n, parts, n_tiles)
     warps = _warps(first, n_tiles)
     tiles = _tiles(first, warps, blocks, n_tiles * n_blocks, gated=False)
     n_programs = sum(cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
@@ -142,10 +150,12 @@ def multiply_together(
         )  # fmt: skip
 
 
-def _blocks_of_columns(n: int, parts: int) -> tuple[int, int]:
-    """(blocks of columns of a program, programs) for n rows that meet one matrix."""
+def _blocks_of_columns(n: int, parts: int, n_tiles: int) -> tuple[int, int]:
+    """(blocks of columns of a program, programs) for n rows that meet matrices of n_tiles: one, while that leaves every
+    program a multiprocessor.
+    """
     needed = cdiv(n * parts, _COLUMNS)
-    blocks = min(_MOST_BLOCKS, next_power_of_2(needed))
+    blocks = 1 if n_tiles * needed <= _MULTIPROCESSORS else min(_MOST_BLOCKS, next_power_of_2(needed))
     return blocks, cdiv(needed, blocks)
 
 
@@ -159,11 +169,9 @@ def multiply(
     if pieces == 1:
         _launch(rows, slots, stack, None, (bias, None), out, None, None, 1, known=known)
         return
-    n, n_columns = out.shape
-    sums = torch.empty((n, pieces, n_columns), dtype=torch.float32, device=out.device)
+    sums = room_for(pieces, out)
     _launch(rows, slots, stack, None, (bias, None), sums, None, None, 1, known=known)
-    with on_device_of(out):
-        launch(add_pieces_kernel, (n, cdiv(n_columns, _BLOCK)), sums, out, n_columns, pieces, _BLOCK, **early(out))
+    add_pieces(sums, out)
 
 
 def gate_and_up(
@@ -186,13 +194,14 @@ def _launch(
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
     gated = target is not None
+    order = Arrangement(16, 1, out_parts, False) if target is None else Arrangement.of_threads(target, out_parts)
     second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     x = nothing = rows.values
     is_dense, of_tile = slots.kind == "dense", _ROWS // 2 if gated else _ROWS
-    blocks, n_blocks = (
-        _blocks_of_columns(slots.n, rows.parts) if is_dense else (1, slots.n_blocks(_COLUMNS // rows.parts))
-    )
     n_tiles, pieces = cdiv(n_rows, of_tile), _pieces(stack)
+    blocks, n_blocks = 1, slots.n_blocks(_COLUMNS // rows.parts)
+    if is_dense:
+        blocks, n_blocks = _blocks_of_columns(slots.n, rows.parts, n_tiles)
     warps = _warps(stack, n_tiles if is_dense else None)
     tiles = _tiles(stack, warps, blocks, n_tiles * n_blocks * pieces, gated=gated)
     n_programs = cdiv(n_rows, of_tile * tiles)
@@ -205,7 +214,6 @@ def _launch(
                 slots.order, slots.offsets, slots.blocks, out,
                 stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
-                16 if target is None else target.group, 1 if target is None else target.per_unit,
-                gated, activation or "", bias is not None, slots.top_k, slots.kind, rows.parts, out_parts,
+                order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind, rows.parts, out_parts,
                 known, tiles, blocks, pieces, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
             )  # fmt: skip

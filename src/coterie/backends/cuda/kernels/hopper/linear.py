@@ -33,5 +33,5 @@ def half_linear_kernel(
     n_rows = n_rows // DIVISOR * DIVISOR
     as_wide_as_needed(
         x, x_sizes, matrix, matrix, tile_index, x, gl.program_id(1) * TOKENS, n_inputs, out, x_sizes, 1, n_rows,
-        K, MODE, BITS, G, C, 16, 1, False, "", HAS_BIAS, TOKENS, TOKENS, "dense", EARLY,
+        K, K, MODE, BITS, G, C, 16, 1, False, "", HAS_BIAS, TOKENS, TOKENS, "dense", EARLY,
     )  # fmt: skip

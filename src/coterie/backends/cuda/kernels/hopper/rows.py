@@ -47,15 +47,17 @@ def half_rows_kernel(
     n_experts, top_k, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    MOST: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, KNOWN: gl.constexpr, EARLY: gl.constexpr,
+    MOST: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, KNOWN: gl.constexpr, PIECES: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """A block has up to MOST rows; the product is as wide as those that it has need, but at least LEAST: 16, 32, 64 or
     128.
 
     x float16 [n, K] in the order of codes, x_sizes f32 [n, 2] and largest f32 [E] as `kernels.halves` makes them. For
     GATED out is float16 and has its own out_sizes. For plain weights x and hidden values are bfloat16, and there are
-    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`. KNOWN: the slots do not come
-    from the kernel before this, so weights are fetched before that one ends.
+    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`, but K is one of PIECES of a row's
+    columns; of several, out has the sums of each, [PIECES, n_slots, n_rows]. KNOWN: the slots do not come from the
+    kernel before this, so weights are fetched before that one ends.
     """
     if not KNOWN:
         wait_for_previous(EARLY)
@@ -70,44 +72,50 @@ def half_rows_kernel(
         end = gl.load(offsets + expert + 1)
     elif SLOTS == "direct":
         end = first_place + 1
-    W: gl.constexpr = K // C
-    NG: gl.constexpr = K // G
+    ROW: gl.constexpr = K * PIECES
+    W: gl.constexpr = ROW // C
+    NG: gl.constexpr = ROW // G
     at = expert * n_stored
     up = at + up_row
+    if PIECES > 1:
+        piece = gl.program_id(2)
+        x += piece * K
+        out += piece.to(gl.int64) * n_slots * n_rows
+        codes, scales, biases = codes + piece * (K // C), scales + piece * (K // G), biases + piece * (K // G)
     gate_of = (codes + at * W, scales + at * NG, biases + at * NG, bias + at, largest + expert)
     up_of = (up_codes + up * W, up_scales + up * NG, up_biases + up * NG, up_bias + up, up_largest + expert)
     as_wide_as_needed(
         x, x_sizes, gate_of, up_of, gl.program_id(0), order, first_place, end, out, out_sizes, top_k, n_rows,
-        K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS, KNOWN and EARLY,
+        K, ROW, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, MOST, LEAST, SLOTS, KNOWN and EARLY,
     )  # fmt: skip
 
 
 @gluon.jit
 def as_wide_as_needed(
     x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-    K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
+    K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
     """The narrowest product that has a block's rows, TOKENS at most; of gate and up: codes, scales, biases, bias,
-    largest. WAITS: activations come from the kernel before this, which nobody has waited for yet.
+    largest; K columns of rows of ROW. WAITS: activations come from the kernel before this, which nobody has waited for yet.
     """
     if TOKENS == LEAST or end - first_place > TOKENS // 2:
         _tile(
             x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS, WAITS,
+            K, ROW, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS, SLOTS, WAITS,
         )  # fmt: skip
     else:
         as_wide_as_needed(
             x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-            K, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS, WAITS,
+            K, ROW, MODE, BITS, G, C, OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, TOKENS // 2, LEAST, SLOTS, WAITS,
         )  # fmt: skip
 
 
 @gluon.jit
 def _tile(
     x, x_sizes, gate, up, tile_index, order, first_place, end, out, out_sizes, top_k, n_rows,
-    K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
+    K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, SLOTS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
@@ -120,12 +128,12 @@ def _tile(
     CL: gl.constexpr = copied(UNITS)
     XL: gl.constexpr = copied(COLUMNS)
     first_row = tile_index * (ROWS // 2 if GATED else ROWS)
-    w_at = rows_at(first_row, n_rows, codes, up_codes, K // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
+    w_at = rows_at(first_row, n_rows, codes, up_codes, ROW // C, GATED, OUT_G, OUT_C, gl.SliceLayout(1, CL))
     w_at = gl.multiple_of(w_at, 16)[:, None] + gl.arange(0, UNITS, layout=gl.SliceLayout(0, CL))[None, :]
     if MODE != "plain":
         SL: gl.constexpr = gl.SliceLayout(1, scales_read())
-        scale_at = rows_at(first_row, n_rows, scales, up_scales, N_GROUPS, GATED, OUT_G, OUT_C, SL)
-        bias_at = rows_at(first_row, n_rows, biases, up_biases, N_GROUPS, GATED, OUT_G, OUT_C, SL)
+        scale_at = rows_at(first_row, n_rows, scales, up_scales, ROW // G, GATED, OUT_G, OUT_C, SL)
+        bias_at = rows_at(first_row, n_rows, biases, up_biases, ROW // G, GATED, OUT_G, OUT_C, SL)
         scale, added = read_constants(scale_at, bias_at, turns_of(N_GROUPS, MODE, BITS) - 1, N_GROUPS, MODE, BITS)
     tiles = rings(x.dtype.element_ty, codes.dtype.element_ty, TOKENS, UNITS, STAGES)
     slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, gl.SliceLayout(1, XL))
@@ -135,7 +143,7 @@ def _tile(
             fetch_units(tiles, w_at, early, early)
     wait_for_previous(WAITS)
     let_next_begin(WAITS)
-    x_at = (x + (slots // top_k).to(gl.int64) * K)[:, None]
+    x_at = (x + (slots // top_k).to(gl.int64) * ROW)[:, None]
     x_at = x_at + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, XL))[None, :]
     own = (place < end)[:, None]
     for early in gl.static_range(STAGES - 2):

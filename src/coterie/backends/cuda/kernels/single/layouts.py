@@ -67,11 +67,13 @@ def codes_read(n_units, warps):
 
 
 @triton.constexpr_function
-def columns_read(size, n_units, warps):
-    """Activations [warps, size, COLUMNS] of groups of n_units units, to go with what `codes_read` reads."""
-    each = n_units // 4
+def columns_read(size, warps):
+    """Activations [warps, size, COLUMNS] of groups of so many codes, to go with what `codes_read` reads: those of the
+    units that a thread has stand side by side.
+    """
+    each = size // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit, 0] for bit in _bits(each)] + [[0, n_units * bit, 0] for bit in _bits(size // n_units)],
+        reg_bases=[[0, bit, 0] for bit in _bits(each)],
         lane_bases=[[0, each, 0], [0, 2 * each, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]],
         warp_bases=[[bit, 0, 0] for bit in _bits(warps)],
         block_bases=[],
@@ -80,9 +82,9 @@ def columns_read(size, n_units, warps):
 
 
 @triton.constexpr_function
-def columns_of(size, n_units, warps):
+def columns_of(size, warps):
     """[COLUMNS] beside `columns_read`."""
-    return gl.SliceLayout(0, gl.SliceLayout(1, columns_read(size, n_units, warps)))
+    return gl.SliceLayout(0, gl.SliceLayout(1, columns_read(size, warps)))
 
 
 @triton.constexpr_function

@@ -40,7 +40,7 @@ def single_linear_kernel(
     added = gl.load(bias + row, mask=(row < n_rows) & has_bias, other=0.0)
     inputs = ()
     for block in gl.static_range(BLOCKS):
-        place = first + block * R + gl.arange(0, COLUMNS, layout=columns_of(G, G // C, WARPS)) % R
+        place = first + block * R + gl.arange(0, COLUMNS, layout=columns_of(G, WARPS)) % R
         inputs += (gl.minimum(place, n_inputs - 1),)
     rows = keep_rows(fetched, TILES, MODE, BITS)
     wait_for_previous(EARLY)

@@ -65,5 +65,5 @@ def beside_numbers(x, U: gl.constexpr, WARPS: gl.constexpr):
     """Activations [groups, G, COLUMNS] in the order of codes as the matrix units take them beside `numbers`."""
     groups: gl.constexpr = x.shape[0]
     G: gl.constexpr = x.shape[1]
-    turned = gl.permute(gl.reshape(x, (groups, G // U, 4, U // 8, 2, COLUMNS)), (0, 1, 3, 2, 4, 5))
+    turned = gl.permute(gl.reshape(x, (groups, 4, G // U, U // 8, 2, COLUMNS)), (0, 2, 3, 1, 4, 5))
     return gl.convert_layout(gl.reshape(turned, (groups, G, COLUMNS)), right(WARPS), assert_trivial=True)

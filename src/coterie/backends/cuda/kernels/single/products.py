@@ -1,9 +1,11 @@
 """Tiles in shared memory times columns of activations."""
 
+import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
+from coterie.backends.cuda.kernels.copies import barrier
 from coterie.backends.cuda.kernels.single.layouts import (
     COLUMNS,
     ROWS,
@@ -56,8 +58,8 @@ def _places(
     x, inputs, n_inputs, ROW: gl.constexpr, G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr
 ):
     """Where the activations [WARPS, G, COLUMNS] of the first chunk stand."""
-    L: gl.constexpr = columns_read(G, G // C, WARPS)
-    part = gl.arange(0, COLUMNS, layout=columns_of(G, G // C, WARPS)) // (COLUMNS // PARTS)
+    L: gl.constexpr = columns_read(G, WARPS)
+    part = gl.arange(0, COLUMNS, layout=columns_of(G, WARPS)) // (COLUMNS // PARTS)
     start = (part.to(gl.int64) * n_inputs + inputs) * ROW
     group = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, L)))
     k = gl.arange(0, G, layout=gl.SliceLayout(0, gl.SliceLayout(2, L)))
@@ -67,10 +69,18 @@ def _places(
 @gluon.jit
 def _read_chunk(near, chunk: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: gl.constexpr, WARPS: gl.constexpr):
     """A chunk's activations of each block of columns, as the matrix units take them."""
-    L: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, columns_read(G, U, WARPS)))
+    L: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, columns_read(G, WARPS)))
     ALL: gl.constexpr = (chunk + 1) * WARPS * G <= K
     there = (gl.arange(0, WARPS, layout=L) < K // G - chunk * WARPS)[:, None, None]
     return [beside_numbers(read_some(place + chunk * WARPS * G, there, ALL), U, WARPS) for place in near]
+
+
+@triton.constexpr_function
+def _chunks_ahead(size, blocks, chunks):
+    """Chunks of groups of `size` codes whose activations are asked for before weights are there: all of them, if half of
+    a thread's registers have room. Of short groups a thread would ask for too little at a time.
+    """
+    return chunks if blocks == 1 and size >= 64 and size * chunks <= 512 else 1
 
 
 @gluon.jit
@@ -84,14 +94,21 @@ def multiply_rows(
     A group's sum of number times activation meets its scale in f32, and its sum of activations its constant.
     """
     U: gl.constexpr = G // C
+    CHUNKS: gl.constexpr = chunks_of(K // G, WARPS)
+    AHEAD: gl.constexpr = _chunks_ahead(G, len(inputs), CHUNKS)
     near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
     nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
     sums = [[nothing for _ in inputs] for _ in rows]
-    columns = _read_chunk(near, 0, K, G, U, WARPS)
+    read = ()
+    for chunk in gl.static_range(AHEAD):
+        read += (_read_chunk(near, chunk, K, G, U, WARPS),)
+    if AHEAD > 1:
+        barrier()  # the compiler would wait for the weights first
     await_rows()
-    for chunk in gl.static_range(chunks_of(K // G, WARPS)):
-        if chunk > 0:
-            columns = _read_chunk(near, chunk, K, G, U, WARPS)
+    for chunk in gl.static_range(CHUNKS):
+        if chunk >= AHEAD:
+            read += (_read_chunk(near, chunk, K, G, U, WARPS),)
+        columns = read[chunk]
         totals = columns
         if MODE == "affine":
             ones = gl.full([WARPS, ROWS, G], 1.0, gl.bfloat16, left(WARPS))

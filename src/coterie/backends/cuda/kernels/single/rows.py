@@ -35,7 +35,7 @@ def slots_in(
 def _finish(
     sums, bias, up_bias, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, BLOCK: gl.constexpr, PIECES: gl.constexpr,
+    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, BLOCK: gl.constexpr,
     WARPS: gl.constexpr,
 ):  # fmt: skip
     """Store what the sums of a block of columns make."""
@@ -46,7 +46,7 @@ def _finish(
     row = first_row + gl.arange(0, N, layout=gl.SliceLayout(1, L))
     inside = row < n_rows
     mask = inside[:, None] & there[None, :]
-    start = out + ((own.to(gl.int64) * PIECES + piece) * n_rows)[None, :]
+    start = out + ((own + piece.to(gl.int64) * n_slots) * n_rows)[None, :]
     room = share(sums, BLOCK, GATED, PARTS, WARPS)
     result = add_up(room, 0, N, PARTS, WARPS)
     if HAS_BIAS:
@@ -77,7 +77,7 @@ def single_rows_kernel(
 ):  # fmt: skip
     """TILES times ROWS rows of an expert's matrix times the rows of a block, BLOCKS times COLUMNS / PARTS at most. The
     arguments are those of `few_rows_kernel`, but K is one of PIECES of a row's columns, and out, unless GATED, has the
-    sums of each: [n_slots, PIECES, n_rows]. AHEAD: what experts the blocks have is known before the kernel before this
+    sums of each: [PIECES, n_slots, n_rows]. AHEAD: what experts the blocks have is known before the kernel before this
     one ends.
     """
     R: gl.constexpr = COLUMNS // PARTS
@@ -104,7 +104,7 @@ def single_rows_kernel(
     inputs = ()
     for block in gl.static_range(BLOCKS):
         place = first_place + block * R
-        slots, _ = slots_in(order, offsets, expert, place, n_slots, COLUMNS, R, SLOTS, columns_of(G, G // C, WARPS))
+        slots, _ = slots_in(order, offsets, expert, place, n_slots, COLUMNS, R, SLOTS, columns_of(G, WARPS))
         inputs += (slots // TOP_K,)
     rows = keep_rows(fetched, TILES, MODE, BITS)
     if AHEAD:
@@ -114,5 +114,5 @@ def single_rows_kernel(
     for block in gl.static_range(BLOCKS):
         _finish(
             sums, bias + at, up_bias + up, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
-            OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, SLOTS, PARTS, OUT_PARTS, block, PIECES, WARPS,
+            OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, SLOTS, PARTS, OUT_PARTS, block, WARPS,
         )  # fmt: skip
