@@ -157,6 +157,7 @@ def layers(every: int) -> None:
         (("8 bits", 1, 3, "float32"), {"fused": True, "activation": "swiglu_clamped", "biases": True, "down": "mxfp8"}),
         (("mxfp4", 40), {"fused": True}),
         (("4 bits", 1), {"inner": 8448}),
+        (("4 bits", 30), {"inner": 8448}),
         (("3 bits", 12, 2, "float32"), {"scale_dtype": "float32"}),
         (("nvfp4", 3), {}),
         (("4 bits", 100), {"biases": True, "down": "8 bits", "scale_dtype": "float16"}),

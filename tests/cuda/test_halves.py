@@ -34,6 +34,7 @@ pytest.importorskip("triton")
 ALL = {**BY_GROUP, "bf16": "bfloat16"}
 _BY_HAND = ("4 bits", "8 bits, groups of 32", "bf16")
 EACH = [form if form in _BY_HAND else pytest.param(form, marks=ON_GPU) for form in ALL]
+EACH_PACKED = [form for form in BY_GROUP if form != "4 bits"]
 WIDE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((2, 4160, 192), (2, 192, 8256))]
 
 WEIGHT_LIMIT = Limit(0, 2.0**-12)
@@ -71,6 +72,7 @@ def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(halves, "_launch", counted)
     monkeypatch.setattr(single, "are_few", lambda *_arguments: False)
+    monkeypatch.setattr(single, "are_shared", lambda *_arguments: False)
     return seen
 
 
@@ -154,6 +156,32 @@ def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng
     for n_tokens in fewer((20, 150), (20,)):
         ids, weights = routing_of(rng, n_tokens, 2, sizes[0])
         check(launches, floats(rng, (n_tokens, sizes[1]), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", ["4 bits", *(pytest.param(form, marks=ON_GPU) for form in EACH_PACKED)])
+@pytest.mark.parametrize("inner", [256, pytest.param(8448, marks=ON_GPU), pytest.param(14336, marks=ON_GPU)])
+def test_long_rows_of_few_programs_go_in_pieces(
+    launches: list[Any], form: str, inner: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import halves
+
+    if inner == 256:
+        monkeypatch.setattr(halves, "_LONG", 64)
+    pieces: list[int] = []
+    add = halves.add_pieces
+
+    def counted(sums: Any, out: Any) -> None:
+        pieces.append(len(sums))
+        add(sums, out)
+
+    monkeypatch.setattr(halves, "add_pieces", counted)
+    made = experts(rng, (3, 192, inner), form)
+    for n_tokens in fewer((20, 90, 300), (20,)):
+        ids, weights = routing_of(rng, n_tokens, 2, 3, empty=1)
+        pieces.clear()
+        check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
+        assert pieces == [4]
 
 
 @pytest.mark.usefixtures("doors", "fenced")
@@ -253,9 +281,10 @@ def test_whole_matrices(launches: list[Any], form: str, rng: np.random.Generator
 def test_matrices_of_one_format_meet_their_rows_together(
     form: str, biases: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coterie.backends.cuda import halves, linear, tiles
+    from coterie.backends.cuda import halves, linear, single, tiles
 
     monkeypatch.setattr(tiles, "_MOST_SMALL", 0)
+    monkeypatch.setattr(single, "are_shared", lambda *_arguments: False)
     joined: list[int] = []
     together = halves.multiply_together
 

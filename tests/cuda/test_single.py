@@ -250,17 +250,20 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     assert not single.served(few_tile(1), 1, cut).single
 
 
-def test_routed_rows_are_few_beside_the_experts(
-    device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("form", "n_columns", "most"),
+    [("4 bits", 128, 384), ("4 bits", 2112, 160), ("mxfp4", 128, 160), ("8 bits", 2112, 384)],
+)
+def test_more_rows_go_this_way_where_activations_are_asked_for_at_once(
+    device: str, form: str, n_columns: int, most: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from coterie.backends.cuda import gluon, single
     from coterie.backends.cuda.stacks import stack_of
 
     monkeypatch.setattr(gluon, "serves", lambda _device: True)
-    stack = stack_of(on_device(device, weight(rng, (64, 8, 128), FORMATS["4 bits"])))
-    assert single.are_few(160, 1, stack, None, stack)
-    assert not single.are_few(161, 1, stack, None, stack)
-    assert not single.are_few(81, 2, stack, None, stack)
+    stack = stack_of(on_device(device, weight(rng, (64, 8, n_columns), FORMATS[form])))
+    assert single.are_few(most, 1, stack, None, stack)
+    assert not single.are_few(most + 1, 1, stack, None, stack)
 
 
 def test_columns_that_meet_a_matrix_together(
@@ -270,9 +273,14 @@ def test_columns_that_meet_a_matrix_together(
     from coterie.backends.cuda.stacks import stack_of
 
     monkeypatch.setattr(gluon, "serves", lambda _device: True)
-    stack, wide = (stack_of(on_device(device, weight(rng, (8, n), FORMATS["4 bits"]))) for n in (128, 8256))
+    sizes = ((720, 128), (8, 8256), (160, 128))
+    stack, wide, small = (stack_of(on_device(device, weight(rng, size, FORMATS["4 bits"]))) for size in sizes)
     assert single.are_shared(32, 1, stack, stack)
     assert single.are_shared(16, 2, stack)
     assert not single.are_shared(33, 1, stack)
     assert not single.are_shared(17, 2, stack)
     assert not single.are_shared(32, 1, stack, wide)
+    # Thirteen blocks of eight columns, of ten tiles each, have a multiprocessor each.
+    assert single.are_shared(104, 1, small)
+    assert not single.are_shared(105, 1, small)
+    assert not single.are_shared(53, 2, small)

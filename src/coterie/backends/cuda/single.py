@@ -35,7 +35,7 @@ _MOST_COLUMNS = {4: 8192, 8: 4096}
 _PIECE, _MOST_PIECES = 4096, 8
 """Columns of a piece of longer rows, and how many pieces they may have."""
 
-_OF_WARP = 720
+_OF_WARP = 512
 """Columns up to which a warp has part of a row: with more, more warps share it."""
 
 _FEWEST_WARPS, _MOST_WARPS = 2, 8
@@ -54,8 +54,15 @@ _MOST_BLOCKS = 4
 
 _MOST_PROGRAMS = 65535
 
-_FEW = 2.5
-"""Routed rows an expert, up to which this is the fastest way."""
+_FEW, _MORE = 2.5, 6
+"""Routed rows an expert, up to which this is the fastest way; of bytes, and of short rows of 4-bit codes, there may be
+more.
+"""
+
+_SHORT = 2048
+"""Columns of such rows, whose activations are asked for at once, in groups of at least _LARGE_GROUP."""
+
+_LARGE_GROUP = 64
 
 
 def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = None) -> Tile:
@@ -72,8 +79,9 @@ def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = N
 
 def are_few(n_slots: int, parts: int, gate: Stack, up: Stack | None, down: Stack) -> bool:
     """Whether experts have few rows, and these can go this way."""
-    import os
-    return n_slots * parts <= float(os.environ.get('FEW', _FEW)) * gate.n_experts and served(few_tile(parts), parts, gate, up, last=down).single
+    is_quick = gate.bits == 8 or (gate.group >= _LARGE_GROUP and gate.n_columns <= _SHORT)
+    most = (_MORE if is_quick else _FEW) * gate.n_experts
+    return n_slots * parts <= most and served(few_tile(parts), parts, gate, up, last=down).single
 
 
 def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
@@ -214,6 +222,7 @@ def _launch(
                 slots.order, slots.offsets, slots.blocks, out,
                 stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
-                order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind, rows.parts, out_parts,
-                known, tiles, blocks, pieces, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
+                order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind,
+                rows.parts, out_parts, known, tiles, blocks, pieces, warps,
+                **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
             )  # fmt: skip

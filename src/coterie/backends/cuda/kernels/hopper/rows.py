@@ -55,9 +55,9 @@ def half_rows_kernel(
 
     x float16 [n, K] in the order of codes, x_sizes f32 [n, 2] and largest f32 [E] as `kernels.halves` makes them. For
     GATED out is float16 and has its own out_sizes. For plain weights x and hidden values are bfloat16, and there are
-    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`, but K is one of PIECES of a row's
-    columns; of several, out has the sums of each, [PIECES, n_slots, n_rows]. KNOWN: the slots do not come from the
-    kernel before this, so weights are fetched before that one ends.
+    neither sizes nor largest ones. The other arguments are those of `few_rows_kernel`, but K columns are one of PIECES
+    of a row; where there are several, out has the sums of each, [PIECES, n_slots, n_rows]. KNOWN: the slots do not come
+    from the kernel before this, so weights are fetched before that one ends.
     """
     if not KNOWN:
         wait_for_previous(EARLY)
@@ -97,8 +97,9 @@ def as_wide_as_needed(
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     TOKENS: gl.constexpr, LEAST: gl.constexpr, SLOTS: gl.constexpr, WAITS: gl.constexpr,
 ):  # fmt: skip
-    """The narrowest product that has a block's rows, TOKENS at most; of gate and up: codes, scales, biases, bias,
-    largest; K columns of rows of ROW. WAITS: activations come from the kernel before this, which nobody has waited for yet.
+    """The narrowest product that has a block's rows, TOKENS at most, over K columns of rows of ROW; of gate and up:
+    codes, scales, biases, bias, largest. WAITS: activations come from the kernel before this, which nobody has waited
+    for yet.
     """
     if TOKENS == LEAST or end - first_place > TOKENS // 2:
         _tile(

@@ -75,10 +75,22 @@ def _read_chunk(near, chunk: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: 
     return [beside_numbers(read_some(place + chunk * WARPS * G, there, ALL), U, WARPS) for place in near]
 
 
+@gluon.jit
+def _read_chunks(
+    near, first: gl.constexpr, COUNT: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: gl.constexpr,
+    WARPS: gl.constexpr,
+):  # fmt: skip
+    """`_read_chunk` of COUNT chunks from `first` on, a tuple."""
+    found = (_read_chunk(near, first, K, G, U, WARPS),)
+    if COUNT > 1:
+        found += _read_chunks(near, first + 1, COUNT - 1, K, G, U, WARPS)
+    return found
+
+
 @triton.constexpr_function
 def _chunks_ahead(size, blocks, chunks):
-    """Chunks of groups of `size` codes whose activations are asked for before weights are there: all of them, if half of
-    a thread's registers have room. Of short groups a thread would ask for too little at a time.
+    """Chunks of groups of `size` codes whose activations are asked for before weights are there: all, if half of a
+    thread's registers have room for them. Of short groups a thread would ask for too little at a time.
     """
     return chunks if blocks == 1 and size >= 64 and size * chunks <= 512 else 1
 
@@ -99,16 +111,12 @@ def multiply_rows(
     near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
     nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
     sums = [[nothing for _ in inputs] for _ in rows]
-    read = ()
-    for chunk in gl.static_range(AHEAD):
-        read += (_read_chunk(near, chunk, K, G, U, WARPS),)
+    read = _read_chunks(near, 0, AHEAD, K, G, U, WARPS)
     if AHEAD > 1:
         barrier()  # the compiler would wait for the weights first
     await_rows()
     for chunk in gl.static_range(CHUNKS):
-        if chunk >= AHEAD:
-            read += (_read_chunk(near, chunk, K, G, U, WARPS),)
-        columns = read[chunk]
+        columns = read[chunk] if chunk < AHEAD else _read_chunk(near, chunk, K, G, U, WARPS)
         totals = columns
         if MODE == "affine":
             ones = gl.full([WARPS, ROWS, G], 1.0, gl.bfloat16, left(WARPS))

@@ -35,8 +35,7 @@ def slots_in(
 def _finish(
     sums, bias, up_bias, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, BLOCK: gl.constexpr,
-    WARPS: gl.constexpr,
+    SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Store what the sums of a block of columns make."""
     R: gl.constexpr = COLUMNS // PARTS
