@@ -62,7 +62,9 @@ def numbers(units, MODE: gl.constexpr, BITS: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def beside_numbers(x, U: gl.constexpr, WARPS: gl.constexpr):
-    """Activations [groups, G, COLUMNS] in the order of codes as the matrix units take them beside `numbers`."""
+    """Activations [groups, G, COLUMNS], those of a thread's units side by side in the order of codes, as the matrix units
+    take them beside `numbers`.
+    """
     groups: gl.constexpr = x.shape[0]
     G: gl.constexpr = x.shape[1]
     turned = gl.permute(gl.reshape(x, (groups, 4, G // U, U // 8, 2, COLUMNS)), (0, 2, 3, 1, 4, 5))
