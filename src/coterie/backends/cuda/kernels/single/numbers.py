@@ -62,8 +62,8 @@ def numbers(units, MODE: gl.constexpr, BITS: gl.constexpr, WARPS: gl.constexpr):
 
 @gluon.jit
 def beside_numbers(x, U: gl.constexpr, WARPS: gl.constexpr):
-    """Activations [groups, G, COLUMNS], those of a thread's units side by side in the order of codes, as the matrix units
-    take them beside `numbers`.
+    """Activations [groups, G, COLUMNS], those of a thread's units side by side in the order of codes, as the matrix
+    units take them beside `numbers`.
     """
     groups: gl.constexpr = x.shape[0]
     G: gl.constexpr = x.shape[1]
