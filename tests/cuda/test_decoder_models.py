@@ -20,7 +20,7 @@ from coterie.runtime.cache import KeyValueCache
 from coterie.runtime.request import Request
 from coterie.runtime.sampling import Sampler
 from models import tiny
-from models.parity import CUDA, CUDA_DEFAULT, EXACT, decoder, relative_error
+from models.parity import CUDA, CUDA_DEFAULT, EXACT, Mode, decoder, relative_error
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -70,6 +70,27 @@ def test_logits_of_rounded_activations(name: str) -> None:
     folder = tiny.checkpoint(name, FORM)
     found, expected = (logits(first_layers(decoder(folder, mode), 2), [4]) for mode in (CUDA_DEFAULT, EXACT))
     assert 1e-4 < relative_error(found, expected) < CUDA_DEFAULT.bound
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("mode", [CUDA, CUDA_DEFAULT])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4", "gpt_oss"])
+def test_logits_by_the_kernels_for_single_rows(name: str, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes: the first finds out in which orders activations are wanted, and the others make them so."""
+    from coterie.backends.cuda import single
+
+    joined, multiply_together = 0, single.multiply_together
+
+    def counted(*arguments: Any) -> None:
+        nonlocal joined
+        joined += 1
+        multiply_together(*arguments)
+
+    monkeypatch.setattr(single, "multiply_together", counted)
+    folder = tiny.checkpoint(name, FORM)
+    found, expected = (logits(first_layers(decoder(folder, one), 2), [3, 1, 1]) for one in (mode, EXACT))
+    assert joined > 0
+    assert relative_error(found, expected) < mode.bound
 
 
 def test_logits_where_rows_are_many_and_launches_leave_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

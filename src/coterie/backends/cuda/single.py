@@ -202,7 +202,7 @@ def _launch(
 ) -> None:  # fmt: skip
     """Run the kernel; gated if there is a `target`, the stack that hidden values are for."""
     gated = target is not None
-    order = Arrangement(16, 1, out_parts, False) if target is None else Arrangement.of_threads(target, out_parts)
+    order = Arrangement.of_threads(stack if target is None else target, out_parts)
     second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     x = nothing = rows.values
     is_dense, of_tile = slots.kind == "dense", _ROWS // 2 if gated else _ROWS
