@@ -254,7 +254,7 @@ def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monke
     ("form", "n_columns", "most"),
     [("4 bits", 128, 384), ("4 bits", 2112, 160), ("mxfp4", 128, 160), ("8 bits", 2112, 384)],
 )
-def test_more_rows_go_this_way_where_activations_are_asked_for_at_once(
+def test_routed_rows_are_few_beside_the_experts(
     device: str, form: str, n_columns: int, most: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from coterie.backends.cuda import gluon, single
@@ -264,6 +264,7 @@ def test_more_rows_go_this_way_where_activations_are_asked_for_at_once(
     stack = stack_of(on_device(device, weight(rng, (64, 8, n_columns), FORMATS[form])))
     assert single.are_few(most, 1, stack, None, stack)
     assert not single.are_few(most + 1, 1, stack, None, stack)
+    assert not single.are_few(most // 2 + 1, 2, stack, None, stack)
 
 
 def test_columns_that_meet_a_matrix_together(

@@ -36,7 +36,9 @@ _PIECE, _MOST_PIECES = 4096, 8
 """Columns of a piece of longer rows, and how many pieces they may have."""
 
 _OF_WARP = 512
-"""Columns up to which a warp has part of a row: with more, more warps share it."""
+"""Columns up to which a warp has part of a row: with more, more warps share it. A thread's registers have room for the
+activations of so many: `kernels.single.products`.
+"""
 
 _FEWEST_WARPS, _MOST_WARPS = 2, 8
 
@@ -59,10 +61,8 @@ _FEW, _MORE = 2.5, 6
 more.
 """
 
-_SHORT = 2048
-"""Columns of such rows, whose activations are asked for at once, in groups of at least _LARGE_GROUP."""
-
-_LARGE_GROUP = 64
+_SHORT, _LARGE_GROUP = 2048, 64
+"""Columns that short rows have at most, and codes that their groups have at least."""
 
 
 def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = None) -> Tile:
