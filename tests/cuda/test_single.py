@@ -133,6 +133,47 @@ def test_one_token(launches: list[str], form: str, sizes: tuple[int, int, int], 
             assert launches == ["_launch"] * 2
 
 
+@pytest.mark.usefixtures("doors", "fenced", "launches")
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_token_in_the_order_of_columns(
+    form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the bits that it has in the order of codes, into which it is brought if it is wider than bfloat16, or is
+    for too many hidden values.
+    """
+    from coterie.backends.cuda import layer, single
+
+    brought: list[int] = []
+    prepare = layer.prepare
+
+    def counted(*arguments: Any) -> Any:
+        brought.append(1)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(layer, "prepare", counted)
+    width = 3 * FORMATS[form].group_size
+    gate, up, down = (
+        weight(rng, shape, FORMATS[form]) for shape in ((4, 256, width), (4, 256, width), (4, width, 256))
+    )
+    experts = on_device(PLACE, coterie.Experts(gate, up, down, "silu"))
+    ids, weights = on(PLACE, np.array([[2, 0, 3]], np.int32)), on(PLACE, np.ones((1, 3), np.float32))
+    x = on(PLACE, floats(rng, (1, width), "bfloat16"))
+
+    def found(x: Any) -> tuple[np.ndarray, int]:
+        brought.clear()
+        return off(layer.run_slots(x, ids, weights, experts, 1, torch.float32).values), len(brought)
+
+    as_it_is, n_brought = found(x)
+    assert n_brought == 0
+    wider, n_brought = found(x.float())
+    assert n_brought == 1
+    np.testing.assert_array_equal(as_it_is, wider)
+    monkeypatch.setattr(single, "_MOST_HIDDEN", 3 * 256 - 1)
+    more, n_brought = found(x)
+    assert n_brought == 1
+    np.testing.assert_array_equal(as_it_is, more)
+
+
 @pytest.mark.usefixtures("doors", "fenced")
 @pytest.mark.parametrize("down", ["3 bits", "bf16", "mxfp4"])
 def test_down_in_another_format(launches: list[str], down: str, rng: np.random.Generator) -> None:

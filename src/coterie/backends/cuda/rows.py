@@ -8,12 +8,13 @@ import torch
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Activations in the order of a stack's codes: bfloat16 [parts, n, K], and their sums over runs of `span`, f32
-    [parts, n, K / span].
+    [parts, n, K / span]. Not `arranged`, they are in the order of columns, which the kernels of `single` take.
     """
 
     values: torch.Tensor
     sums: torch.Tensor
     span: int
+    arranged: bool = True
 
     @property
     def parts(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from coterie.backends.cuda import gluon
-from coterie.backends.cuda.arranged import Arrangement
+from coterie.backends.cuda.arranged import Arranged, Arrangement
 from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.pieces import add_pieces, room_for
 from coterie.backends.cuda.rows import Rows, Slots
@@ -53,6 +53,11 @@ _BYTES_OF_CONSTANTS = 8
 
 _MOST_BLOCKS = 4
 """Blocks of columns that meet the codes of a program, which become numbers once."""
+
+_MOST_HIDDEN = 8192
+"""Hidden values up to which every program brings a token's activations into order: more programs take longer at it than
+the launch that they save.
+"""
 
 _MOST_PROGRAMS = 65535
 
@@ -167,6 +172,15 @@ def _blocks_of_columns(n: int, parts: int, n_tiles: int) -> tuple[int, int]:
     return blocks, cdiv(needed, blocks)
 
 
+def as_it_is(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile, n_hidden: int) -> Rows | None:
+    """One row x [1, K] in the order of columns, for n_hidden hidden values; None if this is not for it, or slower."""
+    if isinstance(x, Arranged) or x.dtype != torch.bfloat16 or parts > 1:
+        return None
+    if not tile.single or n_hidden > _MOST_HIDDEN:
+        return None
+    return Rows(x[None], x.new_empty((1, 1, 0), dtype=torch.float32), stack.group, arranged=False)
+
+
 def multiply(
     rows: Rows, slots: Slots, stack: Stack, bias: torch.Tensor | None, out: torch.Tensor, *, known: bool
 ) -> None:
@@ -223,6 +237,6 @@ def _launch(
                 stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind,
-                rows.parts, out_parts, known, tiles, blocks, pieces, warps,
+                rows.arranged, rows.parts, out_parts, known, tiles, blocks, pieces, warps,
                 **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
             )  # fmt: skip

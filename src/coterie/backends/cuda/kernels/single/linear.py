@@ -45,7 +45,7 @@ def single_linear_kernel(
     rows = keep_rows(fetched, TILES, MODE, BITS)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    sums = multiply_rows(rows, x, inputs, n_inputs, K, K, MODE, BITS, G, C, PARTS, WARPS)
+    sums = multiply_rows(rows, x, inputs, n_inputs, K, K, MODE, BITS, G, C, True, PARTS, WARPS)
     for block in gl.static_range(BLOCKS):
         result = add_up(share(sums, block, False, PARTS, WARPS), 0, ROWS * TILES, PARTS, WARPS) + added[:, None]
         out_row = first + block * R + gl.arange(0, R, layout=gl.SliceLayout(0, L))

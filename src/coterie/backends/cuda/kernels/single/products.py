@@ -67,24 +67,33 @@ def _places(
 
 
 @gluon.jit
-def _read_chunk(near, chunk: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: gl.constexpr, WARPS: gl.constexpr):
-    """A chunk's activations of each block of columns, as the matrix units take them."""
+def _read_chunk(near, chunk: gl.constexpr, K: gl.constexpr, G: gl.constexpr, WARPS: gl.constexpr):
+    """A chunk's activations [WARPS, G, COLUMNS] of each block of columns."""
     L: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, columns_read(G, WARPS)))
     ALL: gl.constexpr = (chunk + 1) * WARPS * G <= K
     there = (gl.arange(0, WARPS, layout=L) < K // G - chunk * WARPS)[:, None, None]
-    return [beside_numbers(read_some(place + chunk * WARPS * G, there, ALL), U, WARPS) for place in near]
+    return [read_some(place + chunk * WARPS * G, there, ALL) for place in near]
 
 
 @gluon.jit
-def _read_chunks(
-    near, first: gl.constexpr, COUNT: gl.constexpr, K: gl.constexpr, G: gl.constexpr, U: gl.constexpr,
-    WARPS: gl.constexpr,
-):  # fmt: skip
+def _read_chunks(near, first: gl.constexpr, COUNT: gl.constexpr, K: gl.constexpr, G: gl.constexpr, WARPS: gl.constexpr):
     """`_read_chunk` of COUNT chunks from `first` on, a tuple."""
-    found = (_read_chunk(near, first, K, G, U, WARPS),)
+    found = (_read_chunk(near, first, K, G, WARPS),)
     if COUNT > 1:
-        found += _read_chunks(near, first + 1, COUNT - 1, K, G, U, WARPS)
+        found += _read_chunks(near, first + 1, COUNT - 1, K, G, WARPS)
     return found
+
+
+@gluon.jit
+def _for_matrix_units(x, U: gl.constexpr, ARRANGED: gl.constexpr, WARPS: gl.constexpr):
+    """Activations as the matrix units take them. Not ARRANGED, they are brought into the order of codes first, each
+    thread's for themselves, as `Arrangement.of_threads` has them.
+    """
+    G: gl.constexpr = x.shape[1]
+    if not ARRANGED:
+        parts = gl.reshape(x, (WARPS, 4, U // 4, G // U, COLUMNS))
+        x = gl.reshape(gl.permute(parts, (0, 1, 3, 2, 4)), (WARPS, G, COLUMNS))
+    return beside_numbers(x, U, WARPS)
 
 
 @triton.constexpr_function
@@ -98,7 +107,7 @@ def _chunks_ahead(size, blocks, chunks):
 @gluon.jit
 def multiply_rows(
     rows, x, inputs, n_inputs, K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr,
-    G: gl.constexpr, C: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
+    G: gl.constexpr, C: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """What `keep_rows` gives times rows `inputs` of x bfloat16 [PARTS, n_inputs, ROW], K columns of them: of each tile,
     for each of the `inputs` [COLUMNS], f32 [WARPS, ROWS, COLUMNS], a warp's groups summed.
@@ -111,12 +120,13 @@ def multiply_rows(
     near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
     nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
     sums = [[nothing for _ in inputs] for _ in rows]
-    read = _read_chunks(near, 0, AHEAD, K, G, U, WARPS)
+    read = _read_chunks(near, 0, AHEAD, K, G, WARPS)
     if AHEAD > 1:
         barrier()  # the compiler would wait for the weights first
     await_rows()
     for chunk in gl.static_range(CHUNKS):
-        columns = read[chunk] if chunk < AHEAD else _read_chunk(near, chunk, K, G, U, WARPS)
+        found = read[chunk] if chunk < AHEAD else _read_chunk(near, chunk, K, G, WARPS)
+        columns = [_for_matrix_units(some, U, ARRANGED, WARPS) for some in found]
         totals = columns
         if MODE == "affine":
             ones = gl.full([WARPS, ROWS, G], 1.0, gl.bfloat16, left(WARPS))

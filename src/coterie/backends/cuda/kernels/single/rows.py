@@ -71,13 +71,14 @@ def single_rows_kernel(
     n_experts, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    TOP_K: gl.constexpr, SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, AHEAD: gl.constexpr,
-    TILES: gl.constexpr, BLOCKS: gl.constexpr, PIECES: gl.constexpr, WARPS: gl.constexpr, EARLY: gl.constexpr,
+    TOP_K: gl.constexpr, SLOTS: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr,
+    AHEAD: gl.constexpr, TILES: gl.constexpr, BLOCKS: gl.constexpr, PIECES: gl.constexpr, WARPS: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """TILES times ROWS rows of an expert's matrix times the rows of a block, BLOCKS times COLUMNS / PARTS at most. The
     arguments are those of `few_rows_kernel`, but K is one of PIECES of a row's columns, and out, unless GATED, has the
-    sums of each: [PIECES, n_slots, n_rows]. AHEAD: what experts the blocks have is known before the kernel before this
-    one ends.
+    sums of each: [PIECES, n_slots, n_rows]. ARRANGED: activations are in the order of codes; others are brought into it
+    by every program. AHEAD: what experts the blocks have is known before the kernel before this one ends.
     """
     R: gl.constexpr = COLUMNS // PARTS
     ROW: gl.constexpr = K * PIECES
@@ -109,7 +110,7 @@ def single_rows_kernel(
     if AHEAD:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    sums = multiply_rows(rows, x + piece * K, inputs, n_inputs, K, ROW, MODE, BITS, G, C, PARTS, WARPS)
+    sums = multiply_rows(rows, x + piece * K, inputs, n_inputs, K, ROW, MODE, BITS, G, C, ARRANGED, PARTS, WARPS)
     for block in gl.static_range(BLOCKS):
         _finish(
             sums, bias + at, up_bias + up, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
