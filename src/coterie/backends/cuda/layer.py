@@ -1,4 +1,4 @@
-"""The experts of a layer, in four launches, of many rows in six:
+"""The experts of a layer, in four launches, of one row in three, of many in six:
 
 activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
 """
