@@ -1,4 +1,4 @@
-"""The experts of a layer, in four launches, of one row in three, of many in six:
+"""The experts of a layer, in four launches, which may be three for one row, and are six for many:
 
 activations in the order of codes, slots by expert  ->  gate, up, activation  ->  down  ->  weighted sum
 """
