@@ -153,7 +153,7 @@ def test_one_token_in_the_order_of_columns(
     monkeypatch.setattr(layer, "prepare", counted)
     width = 3 * FORMATS[form].group_size
     gate, up, down = (
-        weight(rng, shape, FORMATS[form]) for shape in ((4, 256, width), (4, 256, width), (4, width, 256))
+        weight(rng, shape, FORMATS[form]) for shape in ((4, 128, width), (4, 128, width), (4, width, 128))
     )
     experts = on_device(PLACE, coterie.Experts(gate, up, down, "silu"))
     ids, weights = on(PLACE, np.array([[2, 0, 3]], np.int32)), on(PLACE, np.ones((1, 3), np.float32))
@@ -168,7 +168,7 @@ def test_one_token_in_the_order_of_columns(
     wider, n_brought = found(x.float())
     assert n_brought == 1
     np.testing.assert_array_equal(as_it_is, wider)
-    monkeypatch.setattr(single, "_MOST_HIDDEN", 3 * 256 - 1)
+    monkeypatch.setattr(single, "_MOST_HIDDEN", 3 * 128 - 1)
     more, n_brought = found(x)
     assert n_brought == 1
     np.testing.assert_array_equal(as_it_is, more)
