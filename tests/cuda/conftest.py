@@ -63,6 +63,7 @@ def _by_hand() -> dict[str, ByHand]:
         "half_rows": "hopper.rows",
         "single_linear": "single.linear",
         "single_rows": "single.rows",
+        "stream_rows": "stream.rows",
     }
     return {f"{name}_kernel": ByHand(module, f"{name}_kernel") for name, module in modules.items()}
 

@@ -86,7 +86,8 @@ def constexpr(value: Any) -> Any:
 class Language(ModuleType):
     """`gl`, and as much of `tl` as kernels in Gluon call."""
 
-    int32, int64, uint8, uint16, uint32 = map(np.dtype, ("int32", "int64", "uint8", "uint16", "uint32"))
+    int16, int32, int64 = map(np.dtype, ("int16", "int32", "int64"))
+    uint8, uint16, uint32 = map(np.dtype, ("uint8", "uint16", "uint32"))
     float16, float32, float64, bfloat16 = *map(np.dtype, ("float16", "float32", "float64")), BFLOAT16
     constexpr, tensor = staticmethod(constexpr), Values
     static_range = range = staticmethod(builtins.range)

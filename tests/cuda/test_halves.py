@@ -60,7 +60,7 @@ def experts(
 @pytest.fixture
 def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What float16 products were launched with, to which few rows go, too."""
-    from coterie.backends.cuda import halves, single
+    from coterie.backends.cuda import halves, single, stream
 
     del hopper
     seen: list[Any] = []
@@ -71,6 +71,7 @@ def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         launch(*arguments, **options)
 
     monkeypatch.setattr(halves, "_launch", counted)
+    monkeypatch.setattr(stream, "serves", lambda *_arguments: False)
     monkeypatch.setattr(single, "are_few", lambda *_arguments: False)
     monkeypatch.setattr(single, "are_shared", lambda *_arguments: False)
     return seen
@@ -89,22 +90,44 @@ def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -
     assert_within(found, moe_reference(x, routing, made), limit)
 
 
+def arranged(places: np.ndarray, group: int, per_unit: int) -> np.ndarray:
+    """Which activations stand at places in the order of codes."""
+    n_units = group // per_unit
+    return places // group * group + places % n_units * per_unit + places % group // n_units
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("form", BY_GROUP)
-def test_rows_become_float16_near_its_largest(device: str, form: str, dtype: str, rng: np.random.Generator) -> None:
-    from coterie.backends.cuda.halves import halve
+def test_rows_become_float16_near_its_largest(
+    device: str, form: str, dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the launch that stands before products, and where rows are too long for it; a sixteenth of those that meet
+    numbers which are 16 times their codes.
+    """
+    from coterie.backends.cuda import halves
+    from coterie.backends.cuda.products import prepare
     from coterie.backends.cuda.stacks import stack_of
+    from coterie.backends.cuda.tiles import halves_tile, stream_tile
 
     stack = stack_of(on_device(device, weight(rng, (2, 4, 320), BY_GROUP[form], "bfloat16")))
     x = floats(rng, (6, 320), dtype) * np.array([[1.0], [3e30], [1e-30], [0.0], [1.0], [7.0]]).astype(np.float32)
     x = x.astype(np.float32 if dtype == "float32" else floats(rng, (1,), dtype).dtype)
     x[4, 17] = np.inf
-    rows = halve(on(device, x), stack)
-    values, sizes = off(rows.values)[0].astype(np.float64), off(rows.sizes).astype(np.float64)
-    group, n_units = stack.group, stack.group // stack.per_unit
+    streams = prepare(on(device, x), stack, 1, stream_tile())
+    monkeypatch.setattr(halves, "MOST_COLUMNS", 64)
+    long_streams = prepare(on(device, x), stack, 1, stream_tile())
+    rows = prepare(on(device, x), stack, 1, halves_tile(16, 16))
     places = np.arange(320)
-    ordered = places // group * group + places % n_units * stack.per_unit + places % group // n_units
-    wide = x.astype(np.float64)[:, ordered]
+    for found in (streams, long_streams):
+        ordered = arranged(places, stack.group // 4, stack.per_unit)
+        lifted = np.where(ordered % 2 == 1, 16.0, 1.0) if form.startswith("4 bits") else np.ones(320)
+        in_order, again = np.empty((2, 6, 320), np.float32)
+        in_order[:, ordered] = off(found.values)[0].astype(np.float32) * lifted
+        again[:, arranged(places, stack.group, stack.per_unit)] = off(rows.values)[0]
+        np.testing.assert_allclose(in_order, again, rtol=0, atol=2.0**-21)
+        np.testing.assert_allclose(off(found.sizes), off(rows.sizes), rtol=bound("float32", 320))
+    values, sizes = off(rows.values)[0].astype(np.float64), off(rows.sizes).astype(np.float64)
+    wide = x.astype(np.float64)[:, arranged(places, stack.group, stack.per_unit)]
     ordinary = [0, 1, 2, 5]
     largest = np.abs(values[ordinary]).max(1)
     assert (largest >= 2**14).all()

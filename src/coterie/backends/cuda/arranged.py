@@ -19,7 +19,8 @@ _THREADS = 4
 
 class Arrangement(NamedTuple):
     """An order of codes: groups of so many, so many codes in a unit; activations as the sum of `parts` numbers, with or
-    without their sums over groups. halves: as `rows.Halves` has them.
+    without their sums over groups. halves: as `rows.Halves` has them; lifted: a sixteenth for every second code of a
+    unit, whose number is 16 times the code.
     """
 
     group: int
@@ -27,6 +28,7 @@ class Arrangement(NamedTuple):
     parts: int
     sums: bool
     halves: bool = False
+    lifted: bool = False
 
     @classmethod
     def of(cls, stack: Stack, parts: int) -> "Arrangement":
@@ -45,9 +47,14 @@ class Arrangement(NamedTuple):
         """What float16 products with `stack` want."""
         return cls(stack.group, stack.per_unit, 1, False, True)
 
+    @classmethod
+    def of_stream(cls, stack: Stack) -> "Arrangement":
+        """What products of `stream` with `stack` want: the order of `of_threads`, in float16."""
+        return cls(stack.group // _THREADS, stack.per_unit, 1, False, True, (stack.mode, stack.bits) == ("affine", 4))
+
     def serves(self, other: "Arrangement") -> bool:
         """Whether rows in this order are also in the other: the first part of two is the one of one."""
-        same = self[:2] == other[:2] and self.halves == other.halves
+        same = self[:2] == other[:2] and self[4:] == other[4:]
         return same and self.parts >= other.parts and self.sums >= other.sums
 
 
@@ -88,7 +95,7 @@ class Made:
 
     @classmethod
     def empty(cls, arrangement: Arrangement, n: int, k: int, device: torch.device) -> "Made":
-        group, _, parts, has_sums, halves = arrangement
+        group, _, parts, has_sums, halves, _ = arrangement
         values = torch.empty((parts, n, k), dtype=torch.float16 if halves else torch.bfloat16, device=device)
         shape = (n, 2) if halves else (parts, n, k // group if has_sums else 0)
         return cls(arrangement, values, torch.empty(shape, dtype=torch.float32, device=device))

@@ -19,6 +19,7 @@ __all__ = [
     "serves",
     "single_linear_kernel",
     "single_rows_kernel",
+    "stream_rows_kernel",
 ]
 
 NEWEST_TRITON = (3, 9)
@@ -29,6 +30,7 @@ half_linear_kernel: Any = None
 half_rows_kernel: Any = None
 single_linear_kernel: Any = None
 single_rows_kernel: Any = None
+stream_rows_kernel: Any = None
 if version_of(triton.__version__) <= NEWEST_TRITON:
     with contextlib.suppress(ImportError):  # builds for other GPUs may lack what is for NVIDIA's
         from coterie.backends.cuda.kernels.hopper.attend import attend_prompt_kernel
@@ -36,6 +38,7 @@ if version_of(triton.__version__) <= NEWEST_TRITON:
         from coterie.backends.cuda.kernels.hopper.rows import half_rows_kernel
         from coterie.backends.cuda.kernels.single.linear import single_linear_kernel
         from coterie.backends.cuda.kernels.single.rows import single_rows_kernel
+        from coterie.backends.cuda.kernels.stream.rows import stream_rows_kernel
 
 _CAPABILITY = 9
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from coterie.backends.cuda import gluon
+from coterie.backends.cuda.arranged import Arrangement
 from coterie.backends.cuda.kernels.halves import halve_kernel, largest_kernel
 from coterie.backends.cuda.launch import INTERPRETED, early, launch, on_device_of
 from coterie.backends.cuda.pieces import add_pieces, room_for
@@ -33,7 +34,9 @@ _REGISTERS = 128
 
 _FORMATS = {("affine", 4), ("affine", 8), ("mxfp4", 4)}
 _SCALES = (torch.bfloat16, torch.float16, torch.uint8)
-_BLOCK = 4096
+MOST_COLUMNS = 4096
+"""Columns of a row that a program has in its registers; longer ones are read twice, in a launch of their own."""
+
 _LONG = 4096
 """Columns beyond which constants come in turns, and the compiler has no registers for three widths of products."""
 
@@ -59,8 +62,8 @@ def _fits(stack: Stack) -> bool:
     return is_known and stack.scales.dtype in _SCALES
 
 
-def halve(x: torch.Tensor, stack: Stack) -> Halves:
-    """Rows x [n, K] for products with `stack`."""
+def halve(x: torch.Tensor, stack: Stack, wanted: Arrangement) -> Halves:
+    """Rows x [n, K] for products with `stack`, which wants them in an order."""
     if stack.mode == "plain":
         plain = x.to(torch.bfloat16).contiguous()[None]
         return Halves(plain, plain)
@@ -70,7 +73,8 @@ def halve(x: torch.Tensor, stack: Stack) -> Halves:
     with on_device_of(x):
         launch(
             halve_kernel, (n,),
-            x, values, sizes, k, stack.group, stack.per_unit, min(_BLOCK, next_power_of_2(k)), **early(x),
+            x, values, sizes, k, wanted.group, wanted.per_unit, wanted.lifted, min(MOST_COLUMNS, next_power_of_2(k)),
+            **early(x),
         )  # fmt: skip
     return Halves(values, sizes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from coterie.backends.cuda import single
+from coterie.backends.cuda import single, stream
 from coterie.backends.cuda.activations import glu
 from coterie.backends.cuda.arranged import Arranged
 from coterie.backends.cuda.device import within_memory
@@ -20,7 +20,7 @@ from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepa
 from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
+from coterie.backends.cuda.tiles import Tile, few_tile, stream_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
@@ -81,7 +81,7 @@ def run_slots(
     up = None if experts.up is None else stack_of(experts.up)
     chosen, top_k = ids.view(torch.int32).reshape(-1), ids.shape[-1]
     bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
-    tile = _tile(gate, up, down, chosen.numel(), parts, alone=alone, bounded=bounded)
+    tile = _tile(gate, up, down, chosen.numel(), parts, alone=alone, bounded=bounded, several=len(x) > 1)
     if len(x) == 1:
         as_it_is = single.as_it_is(x, gate, parts, tile, chosen.numel() * down.n_columns)
         rows, slots = as_it_is or prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
@@ -95,19 +95,22 @@ def run_slots(
 
 
 def _tile(
-    gate: Stack, up: Stack | None, down: Stack, n_slots: int, parts: int, *, alone: bool, bounded: bool
+    gate: Stack, up: Stack | None, down: Stack, n_slots: int, parts: int, *, alone: bool, bounded: bool, several: bool
 ) -> Tile:  # fmt: skip
-    """The tile for the products of n_slots routed rows, remembered with the matrices that it was found for. bounded:
-    whether hidden values are, as float16 products want.
+    """The tile for the products of n_slots routed rows, remembered with the matrices that it was found for. alone: each
+    has the bits that it has by itself. bounded: whether hidden values are, as float16 products want. several: whether
+    they are more than one token's.
     """
 
     def find() -> tuple[Stack | None, Stack, Tile]:
+        if several and not alone and bounded and parts == 1 and stream.serves(n_slots, gate, up, down):
+            return up, down, stream_tile()
         halves = bounded and serves(gate, up, down)
         are_few = alone or single.are_few(n_slots, parts, gate, up, down)
         tile = few_tile(parts) if are_few else tile_for(gate, n_slots, parts, halves)
         return up, down, single.served(tile, parts, gate, up, last=down)
 
-    found: tuple[Stack | None, Stack, Tile] = gate.remembered((n_slots, parts, alone, bounded), find)
+    found: tuple[Stack | None, Stack, Tile] = gate.remembered((n_slots, parts, alone, bounded, several), find)
     return (found if found[0] is up and found[1] is down else find())[2]
 
 

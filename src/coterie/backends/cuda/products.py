@@ -2,7 +2,7 @@
 
 import torch
 
-from coterie.backends.cuda import halves, single
+from coterie.backends.cuda import halves, single, stream
 from coterie.backends.cuda.arranged import Arranged, Arrangement, Made
 from coterie.backends.cuda.kernels.few import few_rows_kernel
 from coterie.backends.cuda.kernels.many import many_rows_kernel
@@ -32,19 +32,23 @@ def prepare(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) ->
 
 
 def _looked_for(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | Halves | torch.Tensor:
-    """The rows, if whoever made them has brought them into order already, or if `halves` does; else as they are."""
-    if isinstance(x, Arranged) and not (tile.halves and stack.mode == "plain"):
-        made = x.find(_wanted(stack, parts, tile))
+    """The rows, if whoever made them has brought them into order already, or if `halves` does, which is for long ones
+    and plain weights; else as they are.
+    """
+    is_plain, wanted = tile.halves and stack.mode == "plain", _wanted(stack, parts, tile)
+    if isinstance(x, Arranged) and not is_plain:
+        made = x.find(wanted)
         if made is not None:
             return Halves(made.values, made.sums) if tile.halves else Rows(made.values, made.sums, stack.group)
     wide = x.wide if isinstance(x, Arranged) else x
-    return halves.halve(wide, stack) if tile.halves else wide
+    is_long = tile.halves and stack.n_columns > halves.MOST_COLUMNS
+    return halves.halve(wide, stack, wanted) if is_plain or is_long else wide
 
 
 def _wanted(stack: Stack, parts: int, tile: Tile) -> Arrangement:
     """The order in which products by the kernel of `tile` want rows."""
     if tile.halves:
-        return Arrangement.of_halves(stack)
+        return Arrangement.of_stream(stack) if tile.stream else Arrangement.of_halves(stack)
     return Arrangement.of_threads(stack, parts) if tile.single else Arrangement.of(stack, parts)
 
 
@@ -69,7 +73,8 @@ def _prepare(
     if isinstance(x, torch.Tensor):
         n, k = x.shape
         made = Made.empty(wanted, n, k, x.device)
-        source, found = x, Rows(made.values, made.sums, stack.group)
+        source = x
+        found = Halves(made.values, made.sums) if wanted.halves else Rows(made.values, made.sums, stack.group)
     else:
         source, found, n, k = x.values, x, 0, x.values.shape[2]
     values, sums = found.values, found.sums if isinstance(found, Rows) else found.sizes
@@ -82,15 +87,17 @@ def _prepare(
         offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=values.device)
         slots = (order, offsets, blocks_for(n_slots, n_experts, tile.rows, values.device))
     order, offsets, blocks = (values,) * 3 if slots is None else slots
-    n_groups = max(1, _CHUNK // wanted.group)
+    becomes_halves = wanted.halves and n > 0
+    chunk = next_power_of_2(k) if becomes_halves else _CHUNK
+    n_groups = max(1, chunk // wanted.group)
     block = next_power_of_2(max(n_slots, 32))
     with on_device_of(values):
         launch(
             prepare_kernel, (n * cdiv(k, n_groups * wanted.group) + n_experts,),
             source, values, sums, values if ids is None else ids, order, offsets, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
-            k, wanted.group, wanted.per_unit, parts, wanted.sums, n_groups, tile.rows, experts, block,
-            **early(values), num_warps=8 if block > _CHUNK else 4,
+            k, wanted.group, wanted.per_unit, parts, wanted.sums, becomes_halves, wanted.lifted, n_groups,
+            tile.rows, experts, block, **early(values), num_warps=8 if max(block, chunk) > _CHUNK else 4,
         )  # fmt: skip
     return found, slots
 
@@ -106,7 +113,9 @@ def multiply(
     """
     make = torch.empty if empty else torch.zeros
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
-    if isinstance(rows, Halves):
+    if isinstance(rows, Halves) and tile.stream:
+        stream.multiply(rows, slots, stack, bias, out, known=known)
+    elif isinstance(rows, Halves):
         halves.multiply(rows, slots, stack, bias, tile, out, known=known)
     elif tile.single:
         single.multiply(rows, slots, stack, bias, out, known=known)
@@ -122,6 +131,8 @@ def gate_and_up(
     """activation(gate) * up of each slot's row, as rows for products with `down`. up of None: gate holds both. known:
     as in `multiply`.
     """
+    if isinstance(rows, Halves) and tile.stream:
+        return stream.gate_and_up(rows, slots, gate, up, biases, activation, down, known=known)
     if isinstance(rows, Halves):
         return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile, known=known)
     if tile.single:

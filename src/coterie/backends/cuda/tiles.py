@@ -14,7 +14,7 @@ class Tile:
 
     few: whether a kernel for few rows takes it; single: whether that is the one of `single`. alone: how many times `bn`
     rows a program takes of a matrix that goes by itself, where gate and up are two. narrowest: rows that a float16
-    product has at least; 0 if products are others.
+    product has at least; 0 if products are others. stream: whether the products are those of `stream`.
     """
 
     few: bool
@@ -25,11 +25,12 @@ class Tile:
     alone: int = 1
     narrowest: int = 0
     single: bool = False
+    stream: bool = False
 
     @property
     def halves(self) -> bool:
-        """Whether the products are those of `halves`."""
-        return self.narrowest > 0
+        """Whether activations are float16 numbers, for products of `halves` or `stream`."""
+        return self.narrowest > 0 or self.stream
 
 
 _ROWS_OF_ONE = 16
@@ -68,6 +69,11 @@ _LARGE_GROUP = 64
 def few_tile(parts: int) -> Tile:
     """The tile for single rows, whatever their number: each comes out with the bits that it has by itself."""
     return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
+
+
+def stream_tile() -> Tile:
+    """The tile for products of `stream`."""
+    return Tile(False, 16, _FEW_COLUMNS, 3, 4, stream=True)
 
 
 def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Tile:

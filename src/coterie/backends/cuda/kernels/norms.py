@@ -129,7 +129,7 @@ def add_norms_kernel(
     branches: one or two; TOP_K is 0 for each that is [rows, SIZE], else the number of slots that are weighted and
     summed first. NORMS_OF: which branches have a norm, in branch_norms in this order. befores: the weights of the norms
     of out, `normed` where those go in f32 that are WIDE. ARRANGED: (which norm, group, codes in a unit, parts, whether
-    with sums, whether halves) for each of `values` and `sums`, where norms go in the order of codes.
+    with sums, whether halves, lifted) for each of `values` and `sums`, where norms go in the order of codes.
     """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -175,7 +175,8 @@ def add_norms_kernel(
             if ARRANGED[index][0] == norm:
                 if ARRANGED[index][5]:
                     halve_row(
-                        x, values[index], sums[index], row, SIZE, ARRANGED[index][1], ARRANGED[index][2], BLOCK
+                        x, values[index], sums[index], row, SIZE, ARRANGED[index][1], ARRANGED[index][2],
+                        ARRANGED[index][6], BLOCK,
                     )  # fmt: skip
                 else:
                     arrange_row(

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.kernels.halves import halve_row
 from coterie.backends.cuda.kernels.sort import list_blocks
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -66,12 +67,14 @@ def _sort(
 @triton.jit
 def prepare_kernel(
     x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots, n_blocks,
-    K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, NG: tl.constexpr,
-    R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, HALVES: tl.constexpr,
+    LIFTED: tl.constexpr, NG: tl.constexpr, R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first n_experts programs, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order,
     offsets [E + 1], and blocks [n_blocks, 2]; the n_rows * n_chunks programs after them bring NG groups of a row of x
-    each into the order of codes.
+    each into the order of codes. HALVES: a program has a whole row, of NG * G activations at most, which becomes
+    float16, and `sums` are its sizes.
 
     Each expert counts for itself, so nothing is shared and one launch will do, for up to BLOCK slots. Ids that are no
     expert's are skipped.
@@ -82,6 +85,11 @@ def prepare_kernel(
     let_next_begin(EARLY)
     if index >= 0:
         row = (index // n_chunks).to(tl.int64)
-        _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
+        if HALVES:
+            k = tl.arange(0, NG * G)
+            values = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
+            halve_row(values, out, sums, row, K, G, C, LIFTED, NG * G)
+        else:
+            _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
     elif EXPERTS > 0:
         _sort(ids, order, offsets, blocks, tl.program_id(0), n_experts, n_slots, n_blocks, R, EXPERTS, BLOCK)

@@ -35,6 +35,17 @@ def _kept(values):
 
 
 @gluon.jit
+def factor_bits_of(size, largest, up_largest, ACTIVATION: gl.constexpr):
+    """The stored exponent of the power of two that brings the bound of a slot's hidden values near float16's largest
+    number; size: the sum of its activations' magnitudes, largest ones: those of its expert's weights.
+    """
+    bound = size * largest * (size * up_largest)
+    if ACTIVATION == "swiglu_clamped":
+        bound = gl.minimum(bound, _CLAMPED)
+    return gl.minimum(gl.maximum(268 - exponent_of(bound), 1), 253)
+
+
+@gluon.jit
 def keep_tokens(
     order, first_place, end, x_sizes, top_k, largest, up_largest, out_sizes,
     TOKENS: gl.constexpr, PLAIN: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, SLOTS: gl.constexpr,
@@ -42,8 +53,8 @@ def keep_tokens(
     """A block's slots, what a 1 of their activations stands for, and what hidden values are multiplied by, in shared
     memory, because at the end there would be only waiting for them; powers of two as their exponents, in bytes.
 
-    What hidden values are multiplied by is the power of two that brings the bound of a slot's near float16's largest
-    number; out_sizes f32 [slot, 2] gets what a 1 then stands for. PLAIN: numbers stand for themselves.
+    What hidden values are multiplied by is what `factor_bits_of` says; out_sizes f32 [slot, 2] gets what a 1 then
+    stands for. PLAIN: numbers stand for themselves.
     """
     slots, place = slots_at(order, first_place, end, TOKENS, SLOTS, per_token())
     kept = _kept(slots)
@@ -53,11 +64,7 @@ def keep_tokens(
         unit = exponent_of(gl.load(at))
         factor = unit
         if GATED:
-            size = gl.load(at + 1)
-            bound = size * gl.load(largest) * (size * gl.load(up_largest))
-            if ACTIVATION == "swiglu_clamped":
-                bound = gl.minimum(bound, _CLAMPED)
-            factor = gl.minimum(gl.maximum(268 - exponent_of(bound), 1), 253)
+            factor = factor_bits_of(gl.load(at + 1), gl.load(largest), gl.load(up_largest), ACTIVATION)
             gl.store(out_sizes + slots * 2, power(254 - factor), mask=(place < end) & (gl.program_id(0) == 0))
         units, factors = _kept(unit.to(gl.uint8)), _kept(factor.to(gl.uint8))
     return kept, units, factors

@@ -1,0 +1,128 @@
+"""A program's way through all columns: what it fetches for a step, and how it multiplies with it."""
+
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import async_copy
+
+from coterie.backends.cuda.kernels.copies import barrier, copy_async
+from coterie.backends.cuda.kernels.single.layouts import codes_kept, in_order
+from coterie.backends.cuda.kernels.stream.layouts import (
+    COLUMNS,
+    columns_kept,
+    columns_read,
+    copied,
+    products,
+    units_read,
+    words_read,
+)
+from coterie.backends.cuda.kernels.stream.numbers import beside_numbers, constants_of, numbers, ones
+
+
+@triton.constexpr_function
+def steps_of(n_groups, groups):
+    """Steps of so many groups that a row takes."""
+    return -(-n_groups // groups)
+
+
+@gluon.jit
+def rings(
+    x, codes, STAGES: gl.constexpr, M: gl.constexpr, G: gl.constexpr, C: gl.constexpr, GROUPS: gl.constexpr,
+    WORDS: gl.constexpr,
+):  # fmt: skip
+    """Room for units, words of constants and activations of STAGES steps."""
+    U: gl.constexpr = G // C
+    return (
+        gl.allocate_shared_memory(codes.dtype.element_ty, [STAGES, M, GROUPS * U], codes_kept(U, GROUPS)),
+        gl.allocate_shared_memory(gl.uint32, [STAGES, M, WORDS], in_order(2)),
+        gl.allocate_shared_memory(x.dtype.element_ty, [STAGES, COLUMNS, GROUPS * G], columns_kept()),
+    )
+
+
+@gluon.jit
+def fetch_weights(rooms, codes, words, stage, step, K: gl.constexpr, C: gl.constexpr, WARPS: gl.constexpr):
+    """Ask for a step's units, from places [M, units] on of the first step, and its words."""
+    WIDTH: gl.constexpr = rooms[0].shape[2]
+    at = codes + step * WIDTH
+    if K % (WIDTH * C) == 0:
+        copy_async(rooms[0].index(stage), at)
+    else:
+        unit = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, copied(WIDTH, 8, WARPS)))
+        copy_async(rooms[0].index(stage), at, mask=(unit < K // C - step * WIDTH)[None, :])
+    copy_async(rooms[1].index(stage), words + step * (8 * rooms[1].shape[2]))
+
+
+@gluon.jit
+def fetch_activations(rooms, x, live, stage, step, K: gl.constexpr, WARPS: gl.constexpr):
+    """Ask for a step's activations of the columns that are `live`; others are zeros."""
+    WIDTH: gl.constexpr = rooms[2].shape[2]
+    there = live[:, None]
+    if K % WIDTH != 0:
+        k = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, copied(WIDTH, 8, WARPS)))
+        there = there & (k < K - step * WIDTH)[None, :]
+    copy_async(rooms[2].index(stage), x + step * WIDTH, mask=there)
+
+
+@gluon.jit
+def _beside_tiles(values, M: gl.constexpr, WARPS: gl.constexpr):
+    """What is the same for all rows of a warp's first tile, [16 * WARPS, COLUMNS], for all of its tiles."""
+    if M > 16 * WARPS:
+        both = gl.permute(gl.join(values, values), (2, 0, 1))
+        values = gl.convert_layout(gl.reshape(both, (M, COLUMNS)), products(WARPS), assert_trivial=True)
+    return values
+
+
+@gluon.jit
+def _add_step(
+    sums, rooms, stage, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
+    IS_FLOAT16: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """sums f32 [M, COLUMNS] plus the products of a step that has arrived.
+
+    A group's sum of number times activation meets its scale in f32, and its sum of activations its bias.
+    """
+    M: gl.constexpr = sums.shape[0]
+    U: gl.constexpr = G // C
+    WORDS: gl.constexpr = rooms[1].shape[2]
+    shape: gl.constexpr = (M, COLUMNS)
+    nothing = gl.zeros([M, COLUMNS], gl.float32, products(WARPS))
+    words = rooms[1].index(stage).load(words_read(WORDS, M, WARPS))
+    scales, biases = constants_of(words, MODE, IS_FLOAT16, WARPS)
+    for group in gl.static_range(rooms[0].shape[2] // U):
+        x = rooms[2].index(stage).slice(group * G, G, dim=1).permute((1, 0)).load(columns_read(G, WARPS))
+        x = beside_numbers(x, U, WARPS)
+        units = rooms[0].index(stage).slice(group * U, U, dim=1).load(units_read(U, M, WARPS))
+        total = mma_v2(numbers(units, MODE, BITS, WARPS), x, nothing)
+        if MODE == "affine":
+            none = gl.zeros([16 * WARPS, COLUMNS], gl.float32, products(WARPS))
+            added = _beside_tiles(mma_v2(ones(G, U, BITS, WARPS), x, none), M, WARPS)
+            sums = gl.fma(added, biases[group][:, None].broadcast_to(shape), sums)
+        sums = gl.fma(total, scales[group][:, None].broadcast_to(shape), sums)
+    return sums
+
+
+@gluon.jit
+def run_steps(
+    rooms, codes, words, x, live, K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr,
+    C: gl.constexpr, IS_FLOAT16: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """Products f32 [M, COLUMNS] of all columns; the first STAGES - 1 steps have been asked for."""
+    STAGES: gl.constexpr = rooms[0].shape[0]
+    STEPS: gl.constexpr = steps_of(K // C, rooms[0].shape[2])
+    M: gl.constexpr = rooms[0].shape[1]
+    sums = gl.zeros([M, COLUMNS], gl.float32, products(WARPS))
+    stage = 0
+    for step in range(STEPS):
+        async_copy.wait_group(STAGES - 2)
+        barrier()
+        # Nobody reads the last step any more: its place is the next to be filled.
+        last = gl.where(stage == 0, STAGES - 1, stage - 1)
+        if step + STAGES - 1 < STEPS:
+            fetch_weights(rooms, codes, words, last, step + STAGES - 1, K, C, WARPS)
+            fetch_activations(rooms, x, live, last, step + STAGES - 1, K, WARPS)
+        async_copy.commit_group()
+        sums = _add_step(sums, rooms, stage, MODE, BITS, G, C, IS_FLOAT16, WARPS)
+        stage = gl.where(stage == STAGES - 1, 0, stage + 1)
+    async_copy.wait_group(0)
+    return sums

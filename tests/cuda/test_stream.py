@@ -1,0 +1,225 @@
+"""Products that stream matrices by on Hopper GPUs, beside float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import coterie
+from array_kinds import floats, pack
+from coterie import Experts, Routing
+from coterie.formats import Format
+from coterie.moe import moe_reference
+from coterie.ops import dequantize_reference
+from cuda.test_halves import experts as made_of
+from cuda.weights_made import BY_GROUP, ON_GPU, PLACE, assert_within, cut_out, fewer, layer_limit, on_device, weight
+from layers import routing_of
+from tensors import off, on
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+FORMATS = {**BY_GROUP, "4 bits, groups of 128": Format.resolve("affine", 4, 128)}
+_BY_HAND = ("4 bits", "8 bits, groups of 32", "mxfp4")
+EACH = [form if form in _BY_HAND else pytest.param(form, marks=ON_GPU) for form in BY_GROUP]
+LARGE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((9, 704, 64), (3, 2816, 192), (4, 2880, 720), (2, 192, 8256))]
+SHAPES = ((128, 4), (64, 2), (64, 4), (32, 2))
+
+
+@pytest.fixture
+def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The rows and warps of a program of each product that went this way."""
+    from coterie.backends.cuda import stream
+
+    del hopper
+    seen: list[tuple[int, int]] = []
+    shape = stream._shape
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        seen.append(shape(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(stream, "_shape", counted)
+    return seen
+
+
+def run(x: np.ndarray, routing: Routing, made: Experts) -> np.ndarray:
+    given = Routing(on(PLACE, routing.ids), on(PLACE, routing.weights))
+    return off(coterie.moe(on(PLACE, x), given, on_device(PLACE, made)))
+
+
+def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -> None:
+    launches.clear()
+    found = run(x, routing, made)
+    assert len(launches) == 2
+    assert_within(found, moe_reference(x, routing, made), layer_limit(made, "bfloat16", routing.ids.shape[1]))
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", EACH)
+def test_numbers_of_tokens(launches: list[Any], form: str, rng: np.random.Generator) -> None:
+    """Around a block of columns, with experts that have none and one that has most."""
+    made = made_of(rng, (20, 192, 64), form, activation="gelu_tanh")
+    for n_tokens in fewer((2, 3, 7, 8, 9, 16, 17, 33, 50), (2, 17)):
+        ids, weights = routing_of(rng, n_tokens, 3, 20, empty=4)
+        if n_tokens > 8:
+            ids[: n_tokens // 2, 0], ids[: n_tokens // 2, 1:] = 7, np.where(ids[: n_tokens // 2, 1:] == 7, 19, 8)
+        check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", EACH)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_programs_of_each_shape(
+    launches: list[Any], shape: tuple[int, int], form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coterie.backends.cuda import stream
+
+    monkeypatch.setattr(stream, "_SHAPES", ((stream._Shape(*shape), 0), *stream._SHAPES))
+    made = made_of(rng, (6, 256, 128), form)
+    ids, weights = routing_of(rng, 5, 2, 6)
+    check(launches, floats(rng, (5, 256), "bfloat16"), Routing(ids, weights), made)
+    assert set(launches) == {shape}
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", EACH)
+@pytest.mark.parametrize("sizes", [(3, 64, 64), (3, 448, 320), *LARGE])
+def test_widths(launches: list[Any], form: str, sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """One step, and fewer groups than it has; odd numbers of groups and of steps."""
+    made = made_of(rng, sizes, form)
+    ids, weights = routing_of(rng, 6, 2, sizes[0])
+    check(launches, floats(rng, (6, sizes[1]), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu", "scale_dtype": "float16"},
+        {"activation": "gelu", "fused": True},
+        {"activation": "swiglu_clamped", "biases": True},
+        {"activation": "swiglu_clamped", "biases": True, "fused": True},
+        {"down": "8 bits, groups of 32"},
+        {"down": "mxfp4", "activation": "gelu_tanh"},
+    ],
+)
+def test_activations_biases_and_formats(launches: list[Any], options: dict[str, Any], rng: np.random.Generator) -> None:
+    made = made_of(rng, (9, 192, 64), "4 bits", **options)
+    for n_tokens in fewer((4, 12, 23), (4,)):
+        ids, weights = routing_of(rng, n_tokens, 3, 9, empty=2)
+        check(launches, floats(rng, (n_tokens, 192), "bfloat16"), Routing(ids, weights), made)
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", EACH)
+def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random.Generator) -> None:
+    """Tokens, and rows of matrices, 10^12 times as large as others: each comes out as exact as it would alone."""
+    made = made_of(rng, (3, 192, 64), form)
+    sizes = 4.0 ** rng.integers(-10, 10, (3, 192)).astype(np.float32)
+    down = np.asarray(dequantize_reference(made.down), np.float32) * sizes[..., None]
+    made = Experts(made.gate, made.up, pack(down, BY_GROUP[form], "numpy", "bfloat16"), "silu")
+    tokens = 4.0 ** rng.integers(-10, 10, (20, 1)).astype(np.float32)
+    x = (floats(rng, (20, 192)) * tokens).astype(floats(rng, (1,), "bfloat16").dtype)
+    routing = Routing(*routing_of(rng, 20, 1, 3))
+    found, expected = run(x, routing, made).astype(np.float64), moe_reference(x, routing, made).astype(np.float64)
+    assert len(launches) == 2
+    by_row = sizes[routing.ids[:, 0]]
+    assert_within(found / by_row / tokens, expected / by_row / tokens, layer_limit(made, "bfloat16", 1))
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+@pytest.mark.parametrize("form", EACH)
+def test_a_row_has_its_bits_in_any_company(launches: list[Any], form: str, rng: np.random.Generator) -> None:
+    made = made_of(rng, (4, 192, 64), form)
+    ids, weights = routing_of(rng, 15, 2, 4)
+    x = floats(rng, (15, 192), "bfloat16")
+    whole = run(x, Routing(ids, weights), made)
+    for rows in (slice(0, 2), slice(3, 9)):
+        np.testing.assert_array_equal(run(x[rows], Routing(ids[rows], weights[rows]), made), whole[rows])
+    assert len(launches) == 6
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+def test_what_is_not_finite_stays_with_its_token(launches: list[Any], rng: np.random.Generator) -> None:
+    made = made_of(rng, (6, 128, 64), "4 bits")
+    x = floats(rng, (20, 128), "bfloat16")
+    ids, weights = routing_of(rng, 20, 2, 6)
+    clean = run(x, Routing(ids, weights), made)
+    x[5, 3], x[14, 100] = np.nan, np.inf
+    found = run(x, Routing(ids, weights), made)
+    assert len(launches) == 4
+    others = np.setdiff1d(np.arange(20), [5, 14])
+    np.testing.assert_array_equal(found[others], clean[others])
+    assert not np.isfinite(found[[5, 14]].astype(np.float32)).any()
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.random.Generator) -> None:
+    from coterie.backends.cuda.layer import run_experts
+
+    made = made_of(rng, (5, 128, 64), "4 bits")
+    x = floats(rng, (18, 128), "bfloat16")
+    ids, weights = routing_of(rng, 18, 2, 5)
+    strange = np.where(rng.random(ids.shape) < 0.3, rng.choice([-1, 5, 2**31 - 1], ids.shape), ids)
+    kept = np.where(strange == ids, weights, 0).astype(np.float32)
+    arguments = (on(PLACE, strange.astype(np.int32)), on(PLACE, weights), on_device(PLACE, made))
+    found = off(run_experts(on(PLACE, x), *arguments, 1, torch.bfloat16))
+    assert len(launches) == 2
+    assert_within(found, moe_reference(x, Routing(ids, kept), made), layer_limit(made, "bfloat16", 2))
+
+
+@pytest.mark.usefixtures("doors", "fenced")
+def test_what_this_is_not_for_goes_another_way(launches: list[Any], rng: np.random.Generator) -> None:
+    """One token, more digits than bfloat16 has, hidden values without a bound, gate and up of two formats, formats
+    without a kernel, matrices that cannot be copied 16 bytes at a time, and more rows an expert than it is fastest for.
+    """
+
+    from coterie.backends.cuda import stream
+    from coterie.backends.cuda.stacks import stack_of
+
+    def goes(n_tokens: int, made: Any, dtype: str = "bfloat16", top_k: int = 2, **options: Any) -> bool:
+        ids, weights = (on(PLACE, part) for part in routing_of(rng, n_tokens, top_k, 3))
+        launches.clear()
+        coterie.moe(on(PLACE, floats(rng, (n_tokens, 64), dtype)), Routing(ids, weights), made, **options)
+        return len(launches) > 0
+
+    made = on_device(PLACE, made_of(rng, (3, 64, 32), "4 bits, groups of 32"))
+    assert goes(2, made)
+    assert goes(12, made)
+    assert not goes(13, made)
+    assert not goes(1, made)
+    assert not goes(2, made, "float32")
+    assert not goes(2, made, precision="exact")
+    assert not goes(2, on_device(PLACE, made_of(rng, (3, 64, 32), "4 bits, groups of 32", biases=True)))
+    other = on_device(PLACE, weight(rng, (3, 32, 64), BY_GROUP["mxfp4"]))
+    assert not goes(2, Experts(made.gate, other, made.down))
+    five = on_device(PLACE, weight(rng, (3, 64, 32), Format.resolve("affine", 5, 32)))
+    assert not goes(2, Experts(made.gate, made.up, five))
+    cut = cut_out(PLACE, weight(rng, (3, 64, 32), BY_GROUP["4 bits, groups of 32"], "bfloat16"))
+    assert not stream.serves(2, *(stack_of(part) for part in (made.gate, made.up, cut)))
+
+
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_words_hold_constants_in_the_order_of_steps(
+    device: str, form: str, scale_dtype: str, rng: np.random.Generator
+) -> None:
+    from coterie.backends.cuda.stacks import stack_of
+    from coterie.backends.cuda.stream import words_of
+
+    fmt = FORMATS[form]
+    packed = weight(rng, (2, 24, 9 * fmt.group_size), fmt, None if fmt.mode == "mxfp4" else scale_dtype)
+    stack = stack_of(on_device(device, packed))
+    words = off(words_of(stack))
+    in_rows = words.transpose(0, 2, 1, 3).reshape(48, -1)
+    if fmt.mode == "mxfp4":
+        found = in_rows.view(np.uint8)
+        np.testing.assert_array_equal(found[:, :9], packed.scales.reshape(48, 9))
+        assert (found[:, 9:] == 0).all()
+    else:
+        for shift, expected in ((0, packed.scales), (16, packed.biases)):
+            found = (in_rows >> shift).astype(np.uint16)
+            np.testing.assert_array_equal(found[:, :9], expected.reshape(48, 9).view(np.uint16))
+            assert (found[:, 9:] == 0).all()
+    assert words_of(stack) is words_of(stack)
