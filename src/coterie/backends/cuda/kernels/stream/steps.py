@@ -118,9 +118,10 @@ def run_steps(
         barrier()
         # Nobody reads the last step any more: its place is the next to be filled.
         last = gl.where(stage == 0, STAGES - 1, stage - 1)
-        if step + STAGES - 1 < STEPS:
-            fetch_weights(rooms, codes, words, last, step + STAGES - 1, K, C, WARPS)
-            fetch_activations(rooms, x, live, last, step + STAGES - 1, K, WARPS)
+        if STAGES - 1 < STEPS:  # noqa: SIM102 (otherwise this would never be reached, and the compiler fails there)
+            if step + STAGES - 1 < STEPS:
+                fetch_weights(rooms, codes, words, last, step + STAGES - 1, K, C, WARPS)
+                fetch_activations(rooms, x, live, last, step + STAGES - 1, K, WARPS)
         async_copy.commit_group()
         sums = _add_step(sums, rooms, stage, MODE, BITS, G, C, IS_FLOAT16, WARPS)
         stage = gl.where(stage == STAGES - 1, 0, stage + 1)
