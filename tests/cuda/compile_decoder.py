@@ -58,7 +58,11 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
         "HAS_AFTER": True,
         "HAS_SCALAR": True,
         "WIDE": (True, False),
-        "ARRANGED": ((0, 64, 4, 1, True, False), (1, 64, 2, 2, True, False), (1, 64, 4, 1, False, True)),
+        "ARRANGED": (
+            (0, 64, 4, 1, True, False, False),
+            (1, 64, 2, 2, True, False, False),
+            (1, 16, 4, 1, False, True, True),
+        ),
         "BLOCK": 4096,
         "SOON": True,
     }
@@ -77,8 +81,8 @@ def cases() -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
             attend_step.combine_shares_kernel,
             {"mixed_parts": "*fp32", "state_parts": "*fp32", "sinks": "*fp32", "positions": "*i64", "out": "*fp32",
              "values": ("*bf16",), "sums": ("*fp32",), "n_rows": "i32", "window": "i32"},
-            {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True, False),), "HAS_SINKS": True, "HAS_WINDOW": True, "D": 128,
-             "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128, "SOON": True},
+            {"N_HEADS": 32, "ARRANGED": ((64, 4, 1, True, False, False),), "HAS_SINKS": True, "HAS_WINDOW": True,
+             "D": 128, "N_SPLITS": 64, "SPLITS": 64, "CHUNK": 64, "BLOCK_N": 64, "BLOCK_D": 128, "SOON": True},
         ),
         (attend.attend_tokens_kernel, tokens, _TOKENS),
         (

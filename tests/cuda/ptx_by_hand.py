@@ -66,13 +66,21 @@ def _carry_out(code: str, words: dict[str, np.ndarray]) -> None:
 def inline_asm_elementwise(
     code: str, constraints: str, arguments: list[Values], dtype: Any, is_pure: bool, pack: int
 ) -> tuple[Values, ...]:
-    """Instructions for two neighbours at a time: numbers of 16 bits in one register, of 32 in one each."""
+    """Instructions for two neighbours at a time, numbers of 16 bits in one register, of 32 in one each; in a pack of 1
+    for one number of 32 bits.
+    """
     assert is_pure
-    assert pack == 2
     operands: list[np.ndarray] = []
     for part in arguments:
         array = np.ascontiguousarray(part)
-        operands += [array.view(np.uint32)] if array.itemsize == 2 else [array[..., ::2], array[..., 1::2]]
+        assert pack == 2 or array.itemsize == 4
+        operands += (
+            [array]
+            if pack == 1
+            else [array.view(np.uint32)]
+            if array.itemsize == 2
+            else [array[..., ::2], array[..., 1::2]]
+        )
     assert len(constraints.split(",")) == len(dtype) + len(operands)
     words = {f"${len(dtype) + i}": operand for i, operand in enumerate(operands)}
     _carry_out(code, words)

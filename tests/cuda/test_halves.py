@@ -71,7 +71,7 @@ def launches(hopper: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         launch(*arguments, **options)
 
     monkeypatch.setattr(halves, "_launch", counted)
-    monkeypatch.setattr(stream, "serves", lambda *_arguments: False)
+    monkeypatch.setattr(stream, "tile_for", lambda *_arguments: None)
     monkeypatch.setattr(single, "are_few", lambda *_arguments: False)
     monkeypatch.setattr(single, "are_shared", lambda *_arguments: False)
     return seen
@@ -113,9 +113,9 @@ def test_rows_become_float16_near_its_largest(
     x = floats(rng, (6, 320), dtype) * np.array([[1.0], [3e30], [1e-30], [0.0], [1.0], [7.0]]).astype(np.float32)
     x = x.astype(np.float32 if dtype == "float32" else floats(rng, (1,), dtype).dtype)
     x[4, 17] = np.inf
-    streams = prepare(on(device, x), stack, 1, stream_tile())
+    streams = prepare(on(device, x), stack, 1, stream_tile(8, 3))
     monkeypatch.setattr(halves, "MOST_COLUMNS", 64)
-    long_streams = prepare(on(device, x), stack, 1, stream_tile())
+    long_streams = prepare(on(device, x), stack, 1, stream_tile(8, 3))
     rows = prepare(on(device, x), stack, 1, halves_tile(16, 16))
     places = np.arange(320)
     for found in (streams, long_streams):

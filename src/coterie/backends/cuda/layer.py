@@ -20,7 +20,7 @@ from coterie.backends.cuda.products import gate_and_up, multiply, prepare, prepa
 from coterie.backends.cuda.rows import Halves, Rows, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, Weight, stack_of
-from coterie.backends.cuda.tiles import Tile, few_tile, stream_tile, tile_for
+from coterie.backends.cuda.tiles import Tile, few_tile, tile_for
 from coterie.errors import UnsupportedError
 from coterie.ops.routing import Routing
 
@@ -103,8 +103,10 @@ def _tile(
     """
 
     def find() -> tuple[Stack | None, Stack, Tile]:
-        if several and not alone and bounded and parts == 1 and stream.serves(n_slots, gate, up, down):
-            return up, down, stream_tile()
+        streams = several and not alone and bounded and parts == 1
+        tile = stream.tile_for(n_slots, gate, up, down) if streams else None
+        if tile is not None:
+            return up, down, tile
         halves = bounded and serves(gate, up, down)
         are_few = alone or single.are_few(n_slots, parts, gate, up, down)
         tile = few_tile(parts) if are_few else tile_for(gate, n_slots, parts, halves)

@@ -114,7 +114,7 @@ def multiply(
     make = torch.empty if empty else torch.zeros
     out = make((slots.n, stack.n_rows), dtype=dtype, device=rows.values.device)
     if isinstance(rows, Halves) and tile.stream:
-        stream.multiply(rows, slots, stack, bias, out, known=known)
+        stream.multiply(rows, slots, stack, bias, tile, out, known=known)
     elif isinstance(rows, Halves):
         halves.multiply(rows, slots, stack, bias, tile, out, known=known)
     elif tile.single:
@@ -132,7 +132,7 @@ def gate_and_up(
     as in `multiply`.
     """
     if isinstance(rows, Halves) and tile.stream:
-        return stream.gate_and_up(rows, slots, gate, up, biases, activation, down, known=known)
+        return stream.gate_and_up(rows, slots, gate, up, biases, activation, down, tile, known=known)
     if isinstance(rows, Halves):
         return halves.gate_and_up(rows, slots, gate, up, biases, activation, down, tile, known=known)
     if tile.single:

@@ -71,9 +71,9 @@ def few_tile(parts: int) -> Tile:
     return Tile(True, 16, _FEW_COLUMNS // parts, 3, 4)
 
 
-def stream_tile() -> Tile:
-    """The tile for products of `stream`."""
-    return Tile(False, 16, _FEW_COLUMNS, 3, 4, stream=True)
+def stream_tile(rows: int, stages: int) -> Tile:
+    """The tile for products of `stream` with blocks of up to so many rows."""
+    return Tile(False, 16, rows, stages, 4, stream=True)
 
 
 def tile_for(stack: Stack, n_slots: int, parts: int, halves: bool = False) -> Tile:

@@ -9,11 +9,11 @@ float16 has few exponents. So each row of a matrix is multiplied by a power of t
 the row's outputs are divided by it. What is 2^-17 of a row's largest weight, or less, begins to lose bits.
 """
 
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from coterie.backends.cuda.kernels.hopper.layouts import COLUMNS, ROWS, left, units_read
+from coterie.backends.cuda.kernels.words import first_exponent
 
 _CONSTANTS = "prmt.b32 s, $%d, $%d, 0x1010; prmt.b32 b, $%d, $%d, 0x3232;"
 """PTX: a scale and a bias, of one 32-bit word, twice each."""
@@ -46,19 +46,6 @@ def _float_lanes() -> gl.constexpr:
 
 
 _E2M1_NIBBLES = _float_lanes()
-
-
-@triton.constexpr_function
-def first_exponent(mode, bits):
-    """The exponent, as float32 stores it, of what rows are multiplied by if their largest weight, or scale of E2M1
-    codes, has the stored exponent 0.
-
-    Weights stay below 2^-7, of bytes below 2^-3, so that scales * 2^24, at most 2 / 15 or 2 / 255 of that, stay below
-    2^15; E2M1 scales below 2.
-    """
-    if mode != "affine":
-        return 254
-    return 250 if bits == 8 else 246
 
 
 @gluon.jit

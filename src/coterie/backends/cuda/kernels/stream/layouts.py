@@ -5,9 +5,6 @@ everybody's.
 import triton
 from triton.experimental.gluon import language as gl
 
-COLUMNS = gl.constexpr(8)
-"""Columns of activations: what a product of the matrix units takes."""
-
 
 @triton.constexpr_function
 def _bits(n):
@@ -17,7 +14,7 @@ def _bits(n):
 
 @triton.constexpr_function
 def products(warps):
-    """[rows, COLUMNS]."""
+    """[rows, columns of activations]."""
     return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps, 1], instr_shape=[16, 8])
 
 
@@ -29,7 +26,7 @@ def left(warps):
 
 @triton.constexpr_function
 def right(warps):
-    """Activations [columns of a group, COLUMNS]."""
+    """Activations [columns of a group, columns of activations]."""
     return gl.DotOperandLayout(1, products(warps), 2)
 
 
@@ -63,15 +60,15 @@ def words_read(n_words, rows, warps):
 
 
 @triton.constexpr_function
-def columns_read(size, warps):
-    """Activations [size, COLUMNS] of a group, the same for every warp: those of a thread's units stand side by side."""
+def columns_read(size, columns, warps):
+    """Activations [size, columns] of a group, the same for every warp: those of a thread's units stand side by side."""
     each = size // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[bit, 0] for bit in _bits(each)],
+        reg_bases=[[bit, 0] for bit in _bits(each)] + [[0, 8 * bit] for bit in _bits(columns // 8)],
         lane_bases=[[each, 0], [2 * each, 0], [0, 1], [0, 2], [0, 4]],
         warp_bases=[[0, 0] for _ in _bits(warps)],
         block_bases=[],
-        shape=[size, 8],
+        shape=[size, columns],
     )
 
 
@@ -84,5 +81,5 @@ def copied(width, each, warps):
 
 @triton.constexpr_function
 def columns_kept():
-    """Activations [COLUMNS, columns of a step] in shared memory, so that rows lie in different banks."""
+    """Activations [columns, columns of a step] in shared memory, so that rows lie in different banks."""
     return gl.SwizzledSharedLayout(8, 1, 8, [1, 0])

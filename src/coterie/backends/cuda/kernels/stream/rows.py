@@ -1,4 +1,4 @@
-"""The kernel: rows of an expert's matrix, or half as many of two, times up to eight rows of a block."""
+"""The kernel: rows of an expert's matrix, or half as many of two, times the rows of a block."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -9,8 +9,7 @@ from coterie.backends.cuda.kernels.columns import arranged, block_at
 from coterie.backends.cuda.kernels.hopper.numbers import power
 from coterie.backends.cuda.kernels.hopper.outputs import factor_bits_of
 from coterie.backends.cuda.kernels.single.rows import slots_in
-from coterie.backends.cuda.kernels.stream.layouts import COLUMNS, copied
-from coterie.backends.cuda.kernels.stream.numbers import one_is
+from coterie.backends.cuda.kernels.stream.layouts import copied
 from coterie.backends.cuda.kernels.stream.steps import fetch_activations, fetch_weights, rings, run_steps, steps_of
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -42,20 +41,21 @@ def _word_places(
 
 @gluon.jit
 def stream_rows_kernel(
-    x, x_sizes, codes, words, up_codes, up_words, bias, up_bias, largest, up_largest, order, offsets, blocks,
-    out, out_sizes, n_experts, n_slots, n_rows, n_stored, up_row, first_block,
+    x, x_sizes, codes, words, units, up_codes, up_words, up_units, bias, up_bias, largest, up_largest,
+    order, offsets, blocks, out, out_sizes, n_experts, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
-    IS_FLOAT16: gl.constexpr, OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr,
+    WEIGHED: gl.constexpr, OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr,
     GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, TOP_K: gl.constexpr, SLOTS: gl.constexpr,
-    AHEAD: gl.constexpr, M: gl.constexpr, GROUPS: gl.constexpr, WORDS: gl.constexpr, STAGES: gl.constexpr,
-    WARPS: gl.constexpr, EARLY: gl.constexpr,
+    AHEAD: gl.constexpr, M: gl.constexpr, N: gl.constexpr, GROUPS: gl.constexpr, WORDS: gl.constexpr,
+    STAGES: gl.constexpr, WARPS: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """M rows of a matrix, of gate and up half of them each, times a block's rows; n_rows is a multiple of them.
+    """M rows of a matrix, of gate and up half of them each, times a block's rows, at most N; n_rows is a multiple of M.
 
     x float16 [n, K] in the order of codes of `Arrangement.of_stream`, x_sizes f32 [n, 2], and largest f32 [E], as
-    `kernels.halves` makes them; words as `words_kernel` does, WORDS of a row for a step of GROUPS groups. For GATED out
-    is float16 in the order (OUT_G, OUT_C, OUT_LIFTED) and has its own out_sizes. The other arguments are those of
-    `few_rows_kernel`. AHEAD: what experts the blocks have is known before the kernel before this one ends.
+    `kernels.halves` makes them; words and units as `words_kernel` does, WORDS of a row for a step of GROUPS groups.
+    WEIGHED: affine codes become weights before they are multiplied. For GATED out is float16 in the order (OUT_G,
+    OUT_C, OUT_LIFTED) and has its own out_sizes. The other arguments are those of `few_rows_kernel`. AHEAD: what
+    experts the blocks have is known before the kernel before this one ends.
     """
     HEIGHT: gl.constexpr = M // 2 if GATED else M
     STEPS: gl.constexpr = steps_of(K // G, GROUPS)
@@ -66,7 +66,7 @@ def stream_rows_kernel(
     if not AHEAD:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, COLUMNS, SLOTS)
+    expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, N, SLOTS)
     if expert < 0:
         if AHEAD:
             wait_for_previous(EARLY)
@@ -81,10 +81,10 @@ def stream_rows_kernel(
     word_at = _word_places(
         words + at * PER_ROW, up_words + up * PER_ROW, STEPS, WORDS, M, GATED, copied(WORDS, WORDS, WARPS)
     )
-    rooms = rings(x, codes, STAGES, M, G, C, GROUPS, WORDS)
+    rooms = rings(x, codes, STAGES, M, N, G, C, GROUPS, WORDS)
     for step in gl.static_range(min(STAGES - 1, STEPS)):
         fetch_weights(rooms, code_at, word_at, step, step, K, C, WARPS)
-    slots, live = slots_in(order, offsets, expert, first_place, n_slots, COLUMNS, COLUMNS, SLOTS, gl.SliceLayout(1, XL))
+    slots, live = slots_in(order, offsets, expert, first_place, n_slots, N, N, SLOTS, gl.SliceLayout(1, XL))
     x_at = (x + (slots // TOP_K).to(gl.int64) * K)[:, None]
     x_at = x_at + gl.arange(0, GROUPS * G, layout=gl.SliceLayout(0, XL))[None, :]
     if AHEAD:
@@ -94,43 +94,50 @@ def stream_rows_kernel(
         if step < STEPS:
             fetch_activations(rooms, x_at, live, step, step, K, WARPS)
         async_copy.commit_group()
-    sums = run_steps(rooms, code_at, word_at, x_at, live, K, MODE, BITS, G, C, IS_FLOAT16, WARPS)
-    sums *= one_is(MODE)
+    sums = run_steps(rooms, code_at, word_at, x_at, live, K, MODE, BITS, G, C, WEIGHED, WARPS)
+    first, up_first = expert * n_stored, expert * n_stored + up_row
     _finish(
-        sums, x_sizes, bias + expert * n_stored, up_bias + (expert * n_stored + up_row), largest + expert,
-        up_largest + expert, order, offsets, out, out_sizes, expert, first_place, first_row, n_slots, n_rows,
+        sums, x_sizes, (units + first, bias + first, largest + expert),
+        (up_units + up_first, up_bias + up_first, up_largest + expert), order, offsets, out, out_sizes,
+        expert, first_place, first_row, n_slots, n_rows,
         OUT_G, OUT_C, OUT_LIFTED, GATED, ACTIVATION, HAS_BIAS, TOP_K, SLOTS,
     )  # fmt: skip
 
 
 @gluon.jit
+def _in_units(values, row_units, units, bias, HAS_BIAS: gl.constexpr):
+    """Products [rows, N] in units of rows and of columns, plus the rows' biases."""
+    values *= gl.load(row_units)[:, None] * units[None, :]
+    if HAS_BIAS:
+        values += gl.load(bias).to(gl.float32)[:, None]
+    return values
+
+
+@gluon.jit
 def _finish(
-    sums, x_sizes, bias, up_bias, largest, up_largest, order, offsets, out, out_sizes, expert, first_place, first_row,
-    n_slots, n_rows, OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr, GATED: gl.constexpr,
+    sums, x_sizes, gate, up, order, offsets, out, out_sizes, expert, first_place, first_row, n_slots, n_rows,
+    OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr, GATED: gl.constexpr,
     ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, TOP_K: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Store what the products of a block make: hidden values for the next product, or outputs."""
     M: gl.constexpr = sums.shape[0]
-    result, up = sums, sums
+    N: gl.constexpr = sums.shape[1]
+    result, other = sums, sums
     if GATED:
-        pairs = gl.permute(gl.reshape(sums, (M // 16, 2, 8, COLUMNS)), (0, 2, 3, 1))
-        result, up = gl.split(gl.reshape(pairs, (M // 2, COLUMNS, 2)))
+        pairs = gl.permute(gl.reshape(sums, (M // 16, 2, 8, N)), (0, 2, 3, 1))
+        result, other = gl.split(gl.reshape(pairs, (M // 2, N, 2)))
     L: gl.constexpr = result.type.layout
-    own, there = slots_in(order, offsets, expert, first_place, n_slots, COLUMNS, COLUMNS, SLOTS, gl.SliceLayout(0, L))
+    own, there = slots_in(order, offsets, expert, first_place, n_slots, N, N, SLOTS, gl.SliceLayout(0, L))
     row = first_row + gl.arange(0, M // 2 if GATED else M, layout=gl.SliceLayout(1, L))
     start = out + (own.to(gl.int64) * n_rows)[None, :]
     size_at = x_sizes + (own // TOP_K) * 2
     unit = gl.load(size_at)
-    result *= unit[None, :]
-    if HAS_BIAS:
-        result += gl.load(bias + row).to(gl.float32)[:, None]
+    result = _in_units(result, gate[0] + row, unit, gate[1] + row, HAS_BIAS)
     if GATED:
-        up *= unit[None, :]
-        if HAS_BIAS:
-            up += gl.load(up_bias + row).to(gl.float32)[:, None]
-        factor = factor_bits_of(gl.load(size_at + 1), gl.load(largest), gl.load(up_largest), ACTIVATION)
+        other = _in_units(other, up[0] + row, unit, up[1] + row, HAS_BIAS)
+        factor = factor_bits_of(gl.load(size_at + 1), gl.load(gate[2]), gl.load(up[2]), ACTIVATION)
         gl.store(out_sizes + own * 2, power(254 - factor), mask=there & (gl.program_id(0) == 0))
-        hidden = gated(result, up, ACTIVATION) * power(factor)[None, :]
+        hidden = gated(result, other, ACTIVATION) * power(factor)[None, :]
         if OUT_LIFTED:
             hidden *= gl.where(row % OUT_C % 2 == 1, 0.0625, 1.0)[:, None]
         gl.store(start + arranged(row, OUT_G, OUT_C)[:, None], hidden.to(gl.float16), mask=there[None, :])
