@@ -137,11 +137,18 @@ def products() -> None:
     coterie.gather_qmm(floats(9, 1, _HIDDEN), weight("8 bits", 4, 64, _HIDDEN), rhs_indices=some)
     coterie.gather_mm(floats(9, 1, 64), floats(5000, 16, 64).mT, rhs_indices=some)
     coterie.gather_mm(floats(5000, 1, 64), floats(9, 16, 64).mT, rhs_indices=torch.zeros(5000, dtype=torch.int32))
+    from coterie.backends.cuda import halves
     from coterie.backends.cuda.layer import run_dense
     from coterie.backends.cuda.linear import linears
+    from coterie.backends.cuda.products import prepare
+    from coterie.backends.cuda.stacks import stack_of
+    from coterie.backends.cuda.tiles import halves_tile
 
     for form in ("4 bits", "bfloat16"):
         linears(floats(8192, _HIDDEN), [weight(form, 64, _HIDDEN)] * 2, (None, None), parts=1)
+    long = stack_of(weight("4 bits", 16, 8192))
+    if halves.serves(long):
+        prepare(floats(9, 8192), long, 1, halves_tile(16, 16))
     gate = weight("4 bits", 64, _HIDDEN)
     run_dense(floats(2, _HIDDEN), gate, gate, weight("mxfp4", _HIDDEN, 64), "silu", 1)
 

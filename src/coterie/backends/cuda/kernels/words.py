@@ -34,7 +34,7 @@ def _half_bits(values):
 
 @triton.jit
 def _largest(scales, biases, start, real, NG: tl.constexpr, BITS: tl.constexpr):
-    """The largest magnitude of a weight, f32 [_ROWS], in rows of NG groups that begin at `start`, if they are `real`."""
+    """The largest magnitude of a weight, f32 [_ROWS], in rows of NG groups that begin at start, if they are `real`."""
     largest = tl.zeros((_ROWS,), tl.float32)
     for first in tl.range(0, NG, _GROUPS):
         group = first + tl.arange(0, _GROUPS)
