@@ -1,5 +1,6 @@
 """Float16 products on Hopper GPUs beside float64, and what stands before them, which any GPU can run."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -358,7 +359,7 @@ def test_a_matrix_that_cannot_be_copied_in_pieces_goes_another_way_than_those_be
 def test_norms_come_as_halves_once_they_were_looked_for(
     form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coterie.backends.cuda import halves
+    from coterie.backends.cuda import products
     from coterie.backends.cuda.decoder import verbs
     from coterie.backends.cuda.decoder.weights import adopt
 
@@ -379,7 +380,7 @@ def test_norms_come_as_halves_once_they_were_looked_for(
 
     _, before = run_layer()
     with monkeypatch.context() as patched:
-        patched.setattr(halves, "halve", nobody)
+        patched.setattr(products, "Made", SimpleNamespace(empty=nobody))
         x, after = run_layer()
     np.testing.assert_array_equal(before, after)
     # Nobody looked for f32, which is made when somebody does, with the bits that it would have had.

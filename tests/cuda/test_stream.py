@@ -39,6 +39,9 @@ FORMATS = {
 _BY_HAND = ("4 bits", "8 bits, groups of 32", "mxfp4")
 EACH = [form if form in _BY_HAND else pytest.param(form, marks=ON_GPU) for form in BY_GROUP]
 LARGE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((9, 704, 64), (3, 2816, 192), (4, 2880, 704), (2, 192, 8256))]
+_AHEAD = 37
+"""The place of that argument of the kernel."""
+
 SHAPES = ((128, 4), (64, 2), (64, 4), (32, 2))
 
 
@@ -255,12 +258,14 @@ def test_words_hold_constants_in_the_order_of_steps(
     device: str, form: str, scale_dtype: str, rng: np.random.Generator
 ) -> None:
     from coterie.backends.cuda.stacks import stack_of
-    from coterie.backends.cuda.stream import words_of
+    from coterie.backends.cuda.stream import is_ready, words_of
 
     fmt = FORMATS[form]
     packed = weight(rng, (2, 24, 9 * fmt.group_size), fmt, None if fmt.mode == "mxfp4" else scale_dtype)
     stack = stack_of(on_device(device, packed))
+    assert not is_ready(stack)
     words, units = words_of(stack)
+    assert is_ready(stack)
     assert words_of(stack)[0] is words
     words = off(words)
     in_rows = words.transpose(0, 2, 1, 3).reshape(48, -1)
@@ -280,3 +285,27 @@ def test_words_hold_constants_in_the_order_of_steps(
         assert (found[:, 9:] == 0).all()
         assert (np.abs(found) < 2.0**15).all()
     assert np.abs(found).max() >= 2.0**-8
+
+
+@pytest.mark.usefixtures("doors")
+def test_words_are_not_fetched_early_where_they_are_just_being_made(
+    launches: list[Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel that makes them may not have ended when the product begins; the next time it has, and down's are."""
+    from coterie.backends.cuda import stream
+
+    early: list[bool] = []
+    launch = stream.launch
+
+    def counted(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
+        if kernel is stream.gluon.stream_rows_kernel:
+            early.append(arguments[_AHEAD])
+        launch(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(stream, "launch", counted)
+    made = on_device(PLACE, made_of(rng, (3, 64, 64), "4 bits"))
+    x, (ids, weights) = floats(rng, (4, 64), "bfloat16"), routing_of(rng, 4, 2, 3)
+    for _ in range(2):
+        coterie.moe(on(PLACE, x), Routing(on(PLACE, ids), on(PLACE, weights)), made)
+    assert early == [False, False, False, True]
+    assert len(launches) == 4

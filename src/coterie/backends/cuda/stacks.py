@@ -1,4 +1,6 @@
-"""Matrices as the kernels read them: where they lie, in MLX's own layout; nothing is repacked."""
+"""Matrices as the kernels read them: where they lie, in MLX's own layout. Codes are never repacked, and constants for
+`stream` alone.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -70,7 +70,7 @@ class _Shape(NamedTuple):
     warps: int
 
 
-_SHAPES = ((_Shape(128, 4), 2000), (_Shape(64, 2), 500), (_Shape(64, 4), 0), (_Shape(32, 2), 0))
+_SHAPES = ((_Shape(128, 4), 2000), (_Shape(64, 2), 700), (_Shape(64, 4), 0), (_Shape(32, 2), 0))
 """What a program has, if there are at least so many programs of it, and no rows left over: the first that fits."""
 
 
@@ -136,6 +136,13 @@ def words_of(stack: Stack) -> tuple[torch.Tensor, torch.Tensor]:
     return stack.derived["words"], stack.derived["units"]
 
 
+def is_ready(stack: Stack) -> bool:
+    """Whether its words are older than the next launch. What makes them may be at work still when a kernel begins that
+    fetches them before it waits for the kernel before.
+    """
+    return "words" in stack.derived
+
+
 def _words_of_step(stack: Stack) -> int:
     return _groups_of_step(stack) // (1 if stack.mode == "affine" else _GROUPS_OF_WORD)
 
@@ -174,6 +181,7 @@ def _launch(
     order = Arrangement.of_stream(stack if target is None else target)
     n_blocks = slots.n_blocks(tile.rows)
     shape = _shape(n_rows, min(n_blocks, slots.n), gated=gated)
+    ahead = known and is_ready(stack) and is_ready(second)
     words, units = words_of(stack)
     up_words, up_units = words_of(second)
     with on_device_of(out):
@@ -187,7 +195,7 @@ def _launch(
                 stack.n_experts, slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 tile.rows > _EXACT, order.group, order.per_unit, order.lifted,
-                gated, activation or "", bias is not None, slots.top_k, slots.kind, known,
+                gated, activation or "", bias is not None, slots.top_k, slots.kind, ahead,
                 shape.rows, tile.rows, _groups_of_step(stack), _words_of_step(stack), tile.stages, shape.warps,
                 **early(out, fused=False), num_warps=shape.warps, maxnreg=_REGISTERS,
             )  # fmt: skip
