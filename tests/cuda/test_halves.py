@@ -1,5 +1,6 @@
 """Float16 products on Hopper GPUs beside float64, and what stands before them, which any GPU can run."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,8 +88,7 @@ def check(launches: list[Any], x: np.ndarray, routing: Routing, made: Experts) -
     launches.clear()
     found = run(x, routing, made)
     assert len(launches) == 2
-    limit = layer_limit(made, "bfloat16", routing.ids.shape[1]) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
-    assert_within(found, moe_reference(x, routing, made), limit)
+    assert_within(found, moe_reference(x, routing, made), weighed_limit(made, routing.ids.shape[1]))
 
 
 def arranged(places: np.ndarray, group: int, per_unit: int) -> np.ndarray:
@@ -239,52 +239,70 @@ def test_one_token_of_many_experts(launches: list[Any], rng: np.random.Generator
     check(launches, floats(rng, (1, 192), "bfloat16"), Routing(ids, weights), made)
 
 
+def check_sizes(
+    made: Experts, form: str, n_tokens: int, limit: Callable[[Experts], Limit], rng: np.random.Generator
+) -> None:
+    """Tokens, and rows of matrices, 10^12 times as large as others: each comes out as exact as it would alone."""
+    n_experts, size, _ = made.down.shape
+    sizes = 4.0 ** rng.integers(-10, 10, (n_experts, size)).astype(np.float32)
+    down = np.asarray(dequantize_reference(made.down), np.float32) * sizes[..., None]
+    made = Experts(made.gate, made.up, pack(down, BY_GROUP[form], "numpy", "bfloat16"), "silu")
+    tokens = 4.0 ** rng.integers(-10, 10, (n_tokens, 1)).astype(np.float32)
+    x = (floats(rng, (n_tokens, size)) * tokens).astype(floats(rng, (1,), "bfloat16").dtype)
+    routing = Routing(*routing_of(rng, n_tokens, 1, n_experts))
+    found, expected = run(x, routing, made).astype(np.float64), moe_reference(x, routing, made).astype(np.float64)
+    by_row = sizes[routing.ids[:, 0]]
+    assert_within(found / by_row / tokens, expected / by_row / tokens, limit(made))
+
+
+def check_not_finite(made: Experts, n_tokens: int, strange: tuple[int, int], rng: np.random.Generator) -> None:
+    """What is not finite stays with its token."""
+    x = floats(rng, (n_tokens, 128), "bfloat16")
+    ids, weights = routing_of(rng, n_tokens, 2, made.n_experts)
+    clean = run(x, Routing(ids, weights), made)
+    x[strange[0], 3], x[strange[1], 100] = np.nan, np.inf
+    found = run(x, Routing(ids, weights), made)
+    others = np.setdiff1d(np.arange(n_tokens), strange)
+    np.testing.assert_array_equal(found[others], clean[others])
+    assert not np.isfinite(found[list(strange)].astype(np.float32)).any()
+
+
+def check_ids(made: Experts, n_tokens: int, limit: Limit, rng: np.random.Generator) -> None:
+    """Ids that are no experts' are left out."""
+    from coterie.backends.cuda.layer import run_experts
+
+    x = floats(rng, (n_tokens, 128), "bfloat16")
+    ids, weights = routing_of(rng, n_tokens, 2, made.n_experts)
+    strange = np.where(rng.random(ids.shape) < 0.3, rng.choice([-1, made.n_experts, 2**31 - 1], ids.shape), ids)
+    kept = np.where(strange == ids, weights, 0).astype(np.float32)
+    arguments = (on(PLACE, strange.astype(np.int32)), on(PLACE, weights), on_device(PLACE, made))
+    found = off(run_experts(on(PLACE, x), *arguments, 1, torch.bfloat16))
+    assert_within(found, moe_reference(x, Routing(ids, kept), made), limit)
+
+
+def weighed_limit(made: Experts, top_k: int) -> Limit:
+    """For a layer of three matrices whose weights become float16 numbers."""
+    return layer_limit(made, "bfloat16", top_k) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
+
+
 @pytest.mark.usefixtures("doors", "fenced")
 @pytest.mark.parametrize("form", ["4 bits", "8 bits", "mxfp4"])
 def test_sizes_of_rows_do_not_mix(launches: list[Any], form: str, rng: np.random.Generator) -> None:
-    """Tokens, and rows of matrices, 10^12 times as large as others: each comes out as exact as it would alone."""
-    made = experts(rng, (2, 192, 64), form)
-    sizes = 4.0 ** rng.integers(-10, 10, (2, 192)).astype(np.float32)
-    down = np.asarray(dequantize_reference(made.down), np.float32) * sizes[..., None]
-    made = Experts(made.gate, made.up, pack(down, BY_GROUP[form], "numpy", "bfloat16"), "silu")
-    tokens = 4.0 ** rng.integers(-10, 10, (60, 1)).astype(np.float32)
-    x = (floats(rng, (60, 192)) * tokens).astype(floats(rng, (1,), "bfloat16").dtype)
-    routing = Routing(*routing_of(rng, 60, 1, 2))
-    found, expected = run(x, routing, made).astype(np.float64), moe_reference(x, routing, made).astype(np.float64)
+    check_sizes(experts(rng, (2, 192, 64), form), form, 60, lambda made: weighed_limit(made, 1), rng)
     assert len(launches) == 2
-    limit = layer_limit(made, "bfloat16", 1) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
-    by_row = sizes[routing.ids[:, 0]]
-    assert_within(found / by_row / tokens, expected / by_row / tokens, limit)
 
 
 @pytest.mark.usefixtures("doors", "fenced")
 def test_what_is_not_finite_stays_with_its_token(launches: list[Any], rng: np.random.Generator) -> None:
-    made = experts(rng, (3, 128, 64), "4 bits")
-    x = floats(rng, (70, 128), "bfloat16")
-    ids, weights = routing_of(rng, 70, 2, 3)
-    clean = run(x, Routing(ids, weights), made)
-    x[5, 3], x[44, 100] = np.nan, np.inf
-    found = run(x, Routing(ids, weights), made)
+    check_not_finite(experts(rng, (3, 128, 64), "4 bits"), 70, (5, 44), rng)
     assert len(launches) == 4
-    others = np.setdiff1d(np.arange(70), [5, 44])
-    np.testing.assert_array_equal(found[others], clean[others])
-    assert not np.isfinite(found[[5, 44]].astype(np.float32)).any()
 
 
 @pytest.mark.usefixtures("doors", "fenced")
 def test_ids_that_are_no_experts_are_left_out(launches: list[Any], rng: np.random.Generator) -> None:
     made = experts(rng, (3, 128, 64), "4 bits")
-    x = floats(rng, (90, 128), "bfloat16")
-    ids, weights = routing_of(rng, 90, 2, 3)
-    strange = np.where(rng.random(ids.shape) < 0.3, rng.choice([-1, 3, 2**31 - 1], ids.shape), ids)
-    kept = np.where(strange == ids, weights, 0).astype(np.float32)
-    from coterie.backends.cuda.layer import run_experts
-
-    arguments = (on(PLACE, strange.astype(np.int32)), on(PLACE, weights), on_device(PLACE, made))
-    found = off(run_experts(on(PLACE, x), *arguments, 1, torch.bfloat16))
+    check_ids(made, 90, weighed_limit(made, 2), rng)
     assert len(launches) == 2
-    limit = layer_limit(made, "bfloat16", 2) + WEIGHT_LIMIT + WEIGHT_LIMIT + WEIGHT_LIMIT
-    assert_within(found, moe_reference(x, Routing(ids, kept), made), limit)
 
 
 @pytest.mark.usefixtures("doors", "fenced")

@@ -1,7 +1,7 @@
 """Products of routed rows on Hopper GPUs, the fastest where experts have a few: `kernels.stream`.
 
-Codes are multiplied exactly, and so are activations, as float16 numbers times a power of two for each row. A row's bits
-are its own, whatever stands beside it. Single rows go through `single`, more of them through `halves`.
+Activations are float16 numbers times a power of two for each row. Codes are multiplied exactly in blocks of eight rows,
+in larger ones as weights in float16. Single rows go through `single`, more of them through `halves`.
 """
 
 from typing import NamedTuple

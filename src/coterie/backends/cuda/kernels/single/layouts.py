@@ -16,7 +16,7 @@ _LINE = 64
 
 
 @triton.constexpr_function
-def _bits(n):
+def bits_below(n):
     """The powers of two below a power of two."""
     return [1 << i for i in range(n.bit_length() - 1)]
 
@@ -58,9 +58,9 @@ def codes_read(n_units, warps):
     """Units [ROWS, warps * n_units], of which a thread has n_units / 4 neighbours in each of two rows."""
     each = n_units // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit] for bit in _bits(each)] + [[8, 0]],
+        reg_bases=[[0, bit] for bit in bits_below(each)] + [[8, 0]],
         lane_bases=[[0, each], [0, 2 * each], [1, 0], [2, 0], [4, 0]],
-        warp_bases=[[0, n_units * bit] for bit in _bits(warps)],
+        warp_bases=[[0, n_units * bit] for bit in bits_below(warps)],
         block_bases=[],
         shape=[16, n_units * warps],
     )
@@ -73,9 +73,9 @@ def columns_read(size, warps):
     """
     each = size // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit, 0] for bit in _bits(each)],
+        reg_bases=[[0, bit, 0] for bit in bits_below(each)],
         lane_bases=[[0, each, 0], [0, 2 * each, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]],
-        warp_bases=[[bit, 0, 0] for bit in _bits(warps)],
+        warp_bases=[[bit, 0, 0] for bit in bits_below(warps)],
         block_bases=[],
         shape=[warps, size, 8],
     )
@@ -100,7 +100,7 @@ def constants_used(warps):
     return gl.DistributedLinearLayout(
         reg_bases=[[0, 0, 0, 1], [0, 0, 1, 0]],
         lane_bases=[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0, 0], [0, 4, 0, 0]],
-        warp_bases=[[bit, 0, 0, 0] for bit in _bits(warps)],
+        warp_bases=[[bit, 0, 0, 0] for bit in bits_below(warps)],
         block_bases=[],
         shape=[warps, 8, 2, 2],
     )

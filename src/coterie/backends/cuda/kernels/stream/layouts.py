@@ -5,11 +5,7 @@ everybody's.
 import triton
 from triton.experimental.gluon import language as gl
 
-
-@triton.constexpr_function
-def _bits(n):
-    """The powers of two below a power of two."""
-    return [1 << i for i in range(n.bit_length() - 1)]
+from coterie.backends.cuda.kernels.single.layouts import bits_below
 
 
 @triton.constexpr_function
@@ -36,11 +32,11 @@ def _rows_of(rows, warps, lanes, each):
     begin.
     """
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, bit] for bit in _bits(each)]
+        reg_bases=[[0, bit] for bit in bits_below(each)]
         + [[8, 0]]
-        + [[16 * warps * bit, 0] for bit in _bits(rows // warps // 16)],
+        + [[16 * warps * bit, 0] for bit in bits_below(rows // warps // 16)],
         lane_bases=[*lanes, [1, 0], [2, 0], [4, 0]],
-        warp_bases=[[16 * bit, 0] for bit in _bits(warps)],
+        warp_bases=[[16 * bit, 0] for bit in bits_below(warps)],
         block_bases=[],
         shape=[rows, each * (4 if lanes[0][1] else 1)],
     )
@@ -64,9 +60,9 @@ def columns_read(size, columns, warps):
     """Activations [size, columns] of a group, the same for every warp: those of a thread's units stand side by side."""
     each = size // 4
     return gl.DistributedLinearLayout(
-        reg_bases=[[bit, 0] for bit in _bits(each)] + [[0, 8 * bit] for bit in _bits(columns // 8)],
+        reg_bases=[[bit, 0] for bit in bits_below(each)] + [[0, 8 * bit] for bit in bits_below(columns // 8)],
         lane_bases=[[each, 0], [2 * each, 0], [0, 1], [0, 2], [0, 4]],
-        warp_bases=[[0, 0] for _ in _bits(warps)],
+        warp_bases=[[0, 0] for _ in bits_below(warps)],
         block_bases=[],
         shape=[size, columns],
     )
