@@ -44,10 +44,19 @@ LARGE = [pytest.param(sizes, marks=ON_GPU) for sizes in ((9, 704, 64), (9, 192, 
 @pytest.fixture(params=[1, 2])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tiles of every program, whatever would be chosen."""
-    from coterie.backends.cuda import single
+    from coterie.backends.cuda import programs
 
-    monkeypatch.setattr(single, "_tiles", lambda *_arguments, **_options: request.param)
+    monkeypatch.setattr(programs, "_tiles", lambda *_arguments, **_options: request.param)
     return request.param
+
+
+@pytest.fixture
+def long_rows(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of more than 64 columns are long for kernels by hand: eight sums of each are added up."""
+    from coterie.backends.cuda import programs
+
+    if device != "cuda":
+        monkeypatch.setattr(programs, "_OF_WARP", 16)
 
 
 @pytest.fixture
@@ -138,10 +147,8 @@ def test_one_token(launches: list[str], form: str, sizes: tuple[int, int, int], 
 def test_one_token_in_the_order_of_columns(
     form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the bits that it has in the order of codes, into which it is brought if it is wider than bfloat16, or is
-    for too many hidden values.
-    """
-    from coterie.backends.cuda import layer, single
+    """It has the bits that it has in the order of codes, into which it is brought if it is wider than bfloat16."""
+    from coterie.backends.cuda import layer
 
     brought: list[int] = []
     prepare = layer.prepare
@@ -168,10 +175,45 @@ def test_one_token_in_the_order_of_columns(
     wider, n_brought = found(x.float())
     assert n_brought == 1
     np.testing.assert_array_equal(as_it_is, wider)
-    monkeypatch.setattr(single, "_MOST_HIDDEN", 3 * 128 - 1)
-    more, n_brought = found(x)
-    assert n_brought == 1
-    np.testing.assert_array_equal(as_it_is, more)
+
+
+@pytest.mark.usefixtures("doors", "fenced", "launches", "long_rows")
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_token_of_long_rows(form: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the bits that it has in other company, whatever warps and tiles its programs have: few warps with two
+    shares each, of one tile or two, or one for each share. Its activations may be in the order of codes or not.
+    """
+    from coterie.backends.cuda import programs
+    from coterie.backends.cuda.layer import run_slots
+
+    size = FORMATS[form].group_size
+    (hidden,) = fewer((min(45, 4096 // size) * size,), (9 * size,))
+    (inner,) = fewer((hidden,), (3 * size,))
+    gate, up, down = (
+        weight(rng, (3, *shape), FORMATS[form]) for shape in ((inner, hidden), (inner, hidden), (hidden, inner))
+    )
+    experts = on_device(PLACE, coterie.Experts(gate, up, down, "silu"))
+    ids, weights = on(PLACE, np.array([[2, 0]] * 2, np.int32)), on(PLACE, floats(rng, (2, 2), "float32"))
+    x = on(PLACE, floats(rng, (2, hidden), "bfloat16"))
+    expected = summed(run_slots(x, ids, weights, experts, 1, torch.float32, alone=True))[:1]
+    seen: set[programs.Form] = set()
+    choose = programs._of_long_rows
+
+    def noted(*arguments: Any, **options: Any) -> programs.Form:
+        form = choose(*arguments, **options)
+        seen.add(form)
+        return form
+
+    monkeypatch.setattr(programs, "_of_long_rows", noted)
+    for few_tiles, room in ((8, 220 << 10), (0, 220 << 10), (0, 0)):
+        monkeypatch.setattr(programs, "_FEW_TILES", few_tiles)
+        monkeypatch.setattr(programs, "_SHARED_MEMORY", room)
+        monkeypatch.setattr(programs, "MULTIPROCESSORS", 132 if few_tiles else 1)
+        for given in (x[:1], x[:1].float()):
+            found = summed(run_slots(given, ids[:1], weights[:1], experts, 1, torch.float32, alone=True))
+            np.testing.assert_array_equal(found, expected)
+    assert {(form.warps, form.tiles) for form in seen} == {(8, 1), (4, 1), (4, 2)}
+    assert {form.shares for form in seen} == {8}
 
 
 @pytest.mark.usefixtures("doors", "fenced")
@@ -246,11 +288,11 @@ def test_few_tokens(launches: list[str], form: str, rng: np.random.Generator) ->
 def test_long_rows_go_in_pieces(
     launches: list[str], form: str, inner: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coterie.backends.cuda import single
+    from coterie.backends.cuda import programs
 
     if inner == 384:
-        monkeypatch.setattr(single, "_MOST_COLUMNS", {4: 256, 8: 256})
-        monkeypatch.setattr(single, "_PIECE", 128)
+        monkeypatch.setattr(programs, "_MOST_COLUMNS", {4: 256, 8: 256})
+        monkeypatch.setattr(programs, "_PIECE", 128)
     made = made_of(rng, (5, 64, inner), form, biases=True, activation="silu")
     for n_tokens in (1, 3):
         routing = Routing(*routing_of(rng, n_tokens, 2, 5))
@@ -259,6 +301,34 @@ def test_long_rows_go_in_pieces(
             launches.clear()
             assert_within(run(x, routing, made), moe_reference(x, routing, made), layer_limit(made, dtype, 2))
             assert launches == ["_launch"] * 2
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape", "n_blocks", "gated", "one", "expected"),
+    [
+        (4, (704, 2816), 8, True, True, (8, 8, 1, 64)),
+        (8, (704, 2816), 8, True, True, (8, 8, 1, 80)),
+        (4, (704, 2816), 8, True, False, (8, 8, 2, 128)),
+        (4, (2880, 2880), 4, True, True, (8, 4, 1, 128)),
+        (4, (2880, 2880), 4, False, True, (8, 4, 2, 128)),
+        (4, (14336, 4096), 2, True, True, (8, 4, 1, 128)),
+        (4, (4096, 14336), 2, False, True, (8, 4, 1, 128)),
+        (4, (768, 2048), 8, True, True, (4, 4, 2, 128)),
+        (4, (2048, 768), 8, False, True, (2, 2, 1, 128)),
+    ],
+)
+def test_what_programs_have(
+    device: str, bits: int, shape: tuple[int, int], n_blocks: int, gated: bool, one: bool, expected: tuple[int, ...]
+) -> None:
+    """Of layers that were measured: shares, warps, tiles, registers."""
+    from coterie.backends.cuda.programs import form_of_experts
+    from coterie.backends.cuda.stacks import stack_of
+
+    fmt = Format.resolve("affine", bits, 64)
+    zeros = np.zeros((1, 1, fmt.words(shape[1])), np.uint32), np.zeros((1, 1, fmt.n_groups(shape[1])), np.float32)
+    stack = stack_of(on_device(device, coterie.Packed(zeros[0], zeros[1], zeros[1], bits, 64, "affine")))
+    n_tiles = shape[0] // (8 if gated else 16)
+    assert form_of_experts(stack, n_tiles, n_blocks, gated=gated, one=one) == expected
 
 
 def test_other_forms_are_not_served(device: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def run_slots(
     bounded = experts.gate_bias is None or experts.activation == "swiglu_clamped"
     tile = _tile(gate, up, down, chosen.numel(), parts, alone=alone, bounded=bounded, several=len(x) > 1)
     if len(x) == 1:
-        as_it_is = single.as_it_is(x, gate, parts, tile, chosen.numel() * down.n_columns)
+        as_it_is = single.as_it_is(x, gate, parts, tile)
         rows, slots = as_it_is or prepare(x, gate, parts, tile), Slots.direct(chosen, top_k)
     else:
         rows, slots = prepare_and_group(x, gate, parts, tile, chosen, top_k)

@@ -14,6 +14,16 @@ from coterie.backends.cuda import gluon
 from coterie.backends.cuda.arranged import Arranged, Arrangement
 from coterie.backends.cuda.launch import early, launch, on_device_of
 from coterie.backends.cuda.pieces import add_pieces, room_for
+from coterie.backends.cuda.programs import (
+    MOST_SHARES,
+    MULTIPROCESSORS,
+    ROWS,
+    form_of_experts,
+    form_of_whole,
+    pieces_of,
+    shares_of,
+    tiles_of,
+)
 from coterie.backends.cuda.rows import Rows, Slots
 from coterie.backends.cuda.sizes import cdiv, next_power_of_2
 from coterie.backends.cuda.stacks import Biases, Stack, pair_of
@@ -22,42 +32,12 @@ from coterie.backends.cuda.tiles import Tile, few_tile
 _COLUMNS = 8
 """Columns of a block of rows: what the matrix units take."""
 
-_ROWS = 16
-"""Rows of a tile of a matrix; of gate and up half of them each."""
-
 _FORMATS = {("affine", 4), ("affine", 8), ("mxfp4", 4)}
 _UNITS = (8, 16, 32)
 """16-bit units of a group: from 2 to 8 a thread, in one load."""
 
-_MOST_COLUMNS = {4: 8192, 8: 4096}
-"""Columns of a row that a program has, by the bits of codes: its shared memory holds two tiles of them."""
-
-_PIECE, _MOST_PIECES = 4096, 8
-"""Columns of a piece of longer rows, and how many pieces they may have."""
-
-_OF_WARP = 512
-"""Columns up to which a warp has part of a row: with more, more warps share it. A thread's registers have room for the
-activations of so many: `kernels.single.products`.
-"""
-
-_FEWEST_WARPS, _MOST_WARPS = 2, 8
-
-_REGISTERS, _WARPS_RESIDENT = 128, 16
-"""Registers of a thread, and the warps for which a multiprocessor then has room."""
-
-_MULTIPROCESSORS, _SHARED_MEMORY = 132, 220 << 10
-"""Of a GPU, and bytes of each of them."""
-
-_BYTES_OF_CONSTANTS = 8
-"""Of a group of a row: scale and constant."""
-
 _MOST_BLOCKS = 4
 """Blocks of columns that meet the codes of a program, which become numbers once."""
-
-_MOST_HIDDEN = 8192
-"""Hidden values up to which every program brings a token's activations into order: more programs take longer at it than
-the launch that they save.
-"""
 
 _MOST_PROGRAMS = 65535
 
@@ -77,7 +57,7 @@ def served(tile: Tile, parts: int, *stacks: Stack | None, last: Stack | None = N
     if not tile.few or tile.rows * parts != _COLUMNS:
         return tile
     there = [stack for stack in stacks if stack is not None]
-    can = all(_fits(stack) and _pieces(stack) == 1 for stack in there) and (last is None or _fits(last))
+    can = all(_fits(stack) and pieces_of(stack) == 1 for stack in there) and (last is None or _fits(last))
     on_device = [stack for stack in (*there, last) if stack is not None]
     return replace(tile, single=can and all(gluon.serves(stack.codes.device) for stack in on_device))
 
@@ -94,52 +74,14 @@ def are_shared(n_rows: int, parts: int, *stacks: Stack) -> bool:
     matrices so small that all programs have a multiprocessor each.
     """
     n_blocks = cdiv(n_rows * parts, _COLUMNS)
-    are_few = n_blocks <= _MOST_BLOCKS or max(_n_tiles(stack) for stack in stacks) * n_blocks <= _MULTIPROCESSORS
+    are_few = n_blocks <= _MOST_BLOCKS or max(tiles_of(stack) for stack in stacks) * n_blocks <= MULTIPROCESSORS
     return are_few and served(few_tile(parts), parts, *stacks).single
-
-
-def _n_tiles(stack: Stack) -> int:
-    return cdiv(stack.n_rows, _ROWS)
 
 
 def _fits(stack: Stack) -> bool:
     """Whether there is a kernel for its format, and room for its rows or pieces of them."""
     is_known = (stack.mode, stack.bits) in _FORMATS and stack.group // stack.per_unit in _UNITS
-    return is_known and _pieces(stack) > 0 and stack.is_aligned
-
-
-def _pieces(stack: Stack) -> int:
-    """How many pieces of equal length its rows have; 0 if they cannot be divided."""
-    if stack.n_columns <= _MOST_COLUMNS[stack.bits]:
-        return 1
-    lengths = (
-        (n, stack.n_columns // n) for n in range(2, _MOST_PIECES + 1) if stack.n_columns % (n * stack.group) == 0
-    )
-    return next((n for n, length in lengths if length <= _PIECE), 0)
-
-
-def _warps(stack: Stack, n_tiles: int | None = None) -> int:
-    """The warps that share a row. More where the programs of a whole matrix, n_tiles, have a multiprocessor each."""
-    if n_tiles is not None and n_tiles <= _MULTIPROCESSORS and stack.n_columns >= _MOST_WARPS * stack.group:
-        return _MOST_WARPS
-    warps, n_columns = _FEWEST_WARPS, stack.n_columns // _pieces(stack)
-    while warps < _MOST_WARPS and n_columns > warps * _OF_WARP:
-        warps *= 2
-    return warps
-
-
-def _tiles(stack: Stack, warps: int, blocks: int, n_programs: int, *, gated: bool) -> int:
-    """Tiles of a program: two, which share activations, where n_programs of one are more than there is room for at a
-    time; with several `blocks` of columns, where there are more than half as many as multiprocessors. Of gate and up
-    only if there is room for as many programs of two.
-    """
-    at_a_time = _WARPS_RESIDENT // warps
-    if n_programs <= (_MULTIPROCESSORS * at_a_time if blocks == 1 else _MULTIPROCESSORS // 2):
-        return 1
-    n_groups = stack.n_columns // _pieces(stack) // stack.group
-    held = next_power_of_2(cdiv(n_groups, warps) * warps)
-    n_bytes = _ROWS * (n_groups * stack.group * stack.bits // 8 + held * _BYTES_OF_CONSTANTS)
-    return 1 if gated and 2 * n_bytes * at_a_time > _SHARED_MEMORY else 2
+    return is_known and pieces_of(stack) > 0 and stack.is_aligned
 
 
 def multiply_together(
@@ -150,16 +92,16 @@ def multiply_together(
     """
     parts, n = x.shape[:2]
     first = stacks[0]
-    n_tiles = sum(map(_n_tiles, stacks))
+    n_tiles = sum(map(tiles_of, stacks))
     blocks, n_blocks = _blocks_of_columns(n, parts, n_tiles)
-    warps = _warps(first, n_tiles)
-    tiles = _tiles(first, warps, blocks, n_tiles * n_blocks, gated=False)
-    n_programs = sum(cdiv(stack.n_rows, _ROWS * tiles) for stack in stacks)
+    form = form_of_whole(first, n_tiles, blocks, n_blocks)
+    n_programs = sum(cdiv(stack.n_rows, ROWS * form.tiles) for stack in stacks)
     with on_device_of(x):
         launch(
             gluon.single_linear_kernel, (n_programs, n_blocks),
             x, *described, n, first.n_columns, first.mode, first.bits, first.group, first.per_unit, *has_bias,
-            parts, tiles, blocks, warps, **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
+            parts, form.tiles, blocks, form.warps,
+            **early(x, fused=False), num_warps=form.warps, maxnreg=form.registers,
         )  # fmt: skip
 
 
@@ -168,15 +110,15 @@ def _blocks_of_columns(n: int, parts: int, n_tiles: int) -> tuple[int, int]:
     program a multiprocessor.
     """
     needed = cdiv(n * parts, _COLUMNS)
-    blocks = 1 if n_tiles * needed <= _MULTIPROCESSORS else min(_MOST_BLOCKS, next_power_of_2(needed))
+    blocks = 1 if n_tiles * needed <= MULTIPROCESSORS else min(_MOST_BLOCKS, next_power_of_2(needed))
     return blocks, cdiv(needed, blocks)
 
 
-def as_it_is(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile, n_hidden: int) -> Rows | None:
-    """One row x [1, K] in the order of columns, for n_hidden hidden values; None if this is not for it, or slower."""
-    if isinstance(x, Arranged) or x.dtype != torch.bfloat16 or parts > 1:
-        return None
-    if not tile.single or n_hidden > _MOST_HIDDEN:
+def as_it_is(x: torch.Tensor | Arranged, stack: Stack, parts: int, tile: Tile) -> Rows | None:
+    """One row x [1, K] in the order of columns, which every program brings into the order of codes; None if this is not
+    for it.
+    """
+    if isinstance(x, Arranged) or x.dtype != torch.bfloat16 or parts > 1 or not tile.single:
         return None
     return Rows(x[None], x.new_empty((1, 1, 0), dtype=torch.float32), stack.group, arranged=False)
 
@@ -187,7 +129,7 @@ def multiply(
     """Each slot's row times the transpose of its expert's matrix, plus its bias, into out [n, N]. known: as in
     `products.multiply`.
     """
-    pieces = _pieces(stack)
+    pieces = pieces_of(stack)
     if pieces == 1:
         _launch(rows, slots, stack, None, (bias, None), out, None, None, 1, known=known)
         return
@@ -209,6 +151,13 @@ def gate_and_up(
     return Rows(values, torch.empty((parts, slots.n, 0), dtype=torch.float32, device=device), down.group)
 
 
+def _is_kept(rows: Rows, stack: Stack) -> bool:
+    """Whether one row goes through shared memory: it has to be brought into order, or would take registers that more
+    programs can have. Of short rows of 4-bit codes in order it is no faster.
+    """
+    return not rows.arranged or stack.bits == 8 or shares_of(stack) == MOST_SHARES
+
+
 def _launch(
     rows: Rows, slots: Slots, stack: Stack, up: Stack | None,
     biases: Biases, out: torch.Tensor, activation: str | None,
@@ -219,14 +168,16 @@ def _launch(
     order = Arrangement.of_threads(stack if target is None else target, out_parts)
     second, n_rows, up_row, bias, up_bias = pair_of(stack, up, biases, gated=gated)
     x = nothing = rows.values
-    is_dense, of_tile = slots.kind == "dense", _ROWS // 2 if gated else _ROWS
-    n_tiles, pieces = cdiv(n_rows, of_tile), _pieces(stack)
+    is_dense, of_tile = slots.kind == "dense", ROWS // 2 if gated else ROWS
+    n_tiles, pieces = cdiv(n_rows, of_tile), pieces_of(stack)
     blocks, n_blocks = 1, slots.n_blocks(_COLUMNS // rows.parts)
+    is_one = slots.kind == "direct" and rows.parts == 1
     if is_dense:
         blocks, n_blocks = _blocks_of_columns(slots.n, rows.parts, n_tiles)
-    warps = _warps(stack, n_tiles if is_dense else None)
-    tiles = _tiles(stack, warps, blocks, n_tiles * n_blocks * pieces, gated=gated)
-    n_programs = cdiv(n_rows, of_tile * tiles)
+        form = form_of_whole(stack, n_tiles, blocks, n_blocks, gated=gated)
+    else:
+        form = form_of_experts(stack, n_tiles, n_blocks, gated=gated, one=is_one)
+    n_programs = cdiv(n_rows, of_tile * form.tiles)
     with on_device_of(out):
         for first in range(0, n_blocks, _MOST_PROGRAMS):
             launch(
@@ -237,6 +188,7 @@ def _launch(
                 stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind,
-                rows.arranged, rows.parts, out_parts, known, tiles, blocks, pieces, warps,
-                **early(x, fused=False), num_warps=warps, maxnreg=_REGISTERS,
+                is_one and _is_kept(rows, stack), rows.arranged, rows.parts, out_parts, known,
+                form.tiles, blocks, pieces, form.shares // form.warps, form.warps,
+                **early(x, fused=False), num_warps=form.warps, maxnreg=form.registers,
             )  # fmt: skip

@@ -16,16 +16,17 @@ def sum_slots_kernel(
 ):  # fmt: skip
     """BLOCK columns of a token's sum over its slots, at most SLOTS, of weight * values; out [T, n_columns].
 
-    Slots of tiny weights, and those whose id is no expert's, are left out: nothing of theirs is read.
+    Slots of tiny weights, and those whose id is no expert's, are left out: nothing of theirs is read. Ids and weights
+    are older than the kernel before.
     """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.arange(0, SLOTS)
-    wait_for_previous(EARLY)
-    let_next_begin(EARLY)
     expert = tl.load(ids + token * top_k + slot, mask=slot < top_k, other=-1)
     weight = tl.load(weights + token * top_k + slot, mask=slot < top_k, other=0.0)
     used = (expert >= 0) & (expert < n_experts) & (tl.abs(weight) >= _SKIPPED_BELOW)
+    wait_for_previous(EARLY)
+    let_next_begin(EARLY)
     place = (token * top_k + slot)[:, None] * n_columns + column[None, :]
     mask = used[:, None] & (column < n_columns)[None, :]
     value = tl.load(values + place, mask=mask, other=0.0).to(tl.float32)

@@ -88,6 +88,12 @@ def columns_of(size, warps):
 
 
 @triton.constexpr_function
+def row_fetched(size, warps):
+    """A row's activations [warps, size]: each warp has those of its group."""
+    return gl.BlockedLayout([1, max(1, size // 32)], [1, 32], [warps, 1], [1, 0])
+
+
+@triton.constexpr_function
 def constants_fetched(n_groups, held, warps):
     """Scales or biases [ROWS, held]: rows in neighbouring threads, each as many groups as it can ask for at once."""
     each = min(n_groups & -n_groups, 8, max(1, held // (2 * warps)))
@@ -107,16 +113,16 @@ def constants_used(warps):
 
 
 @triton.constexpr_function
-def added_up(parts, warps):
-    """[warps, rows, parts, columns of a part]: what is added up is one thread's."""
+def added_up(parts, shares, warps):
+    """[shares, rows, parts, columns of a part]: what is added up is one thread's."""
     columns = 8 // parts
-    return gl.BlockedLayout([warps, 1, parts, 1], [1, 32 // columns, 1, columns], [1, warps, 1, 1], [3, 2, 1, 0])
+    return gl.BlockedLayout([shares, 1, parts, 1], [1, 32 // columns, 1, columns], [1, warps, 1, 1], [3, 2, 1, 0])
 
 
 @triton.constexpr_function
-def results(parts, warps):
+def results(parts, shares, warps):
     """[rows, columns of a part]: sums over the others of `added_up`."""
-    return gl.SliceLayout(1, gl.SliceLayout(0, added_up(parts, warps)))
+    return gl.SliceLayout(1, gl.SliceLayout(0, added_up(parts, shares, warps)))
 
 
 @triton.constexpr_function

@@ -35,7 +35,7 @@ def single_linear_kernel(
     # Weights are nobody's results: they are on their way before the activations are there.
     there = (codes, scales, biases)
     fetched = fetch_rows(there, there, first_row, n_rows - 1, TILES, K, K, MODE, G, C, False, WARPS)
-    L: gl.constexpr = results(PARTS, WARPS)
+    L: gl.constexpr = results(PARTS, WARPS, WARPS)
     row = first_row + gl.arange(0, ROWS * TILES, layout=gl.SliceLayout(1, L))
     added = gl.load(bias + row, mask=(row < n_rows) & has_bias, other=0.0)
     inputs = ()
@@ -45,7 +45,7 @@ def single_linear_kernel(
     rows = keep_rows(fetched, TILES, MODE, BITS)
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    sums = multiply_rows(rows, x, inputs, n_inputs, K, K, MODE, BITS, G, C, True, PARTS, WARPS)
+    sums = multiply_rows(rows, x, (), inputs, n_inputs, K, K, MODE, BITS, G, C, True, PARTS, 1, WARPS)
     for block in gl.static_range(BLOCKS):
         result = add_up(share(sums, block, False, PARTS, WARPS), 0, ROWS * TILES, PARTS, WARPS) + added[:, None]
         out_row = first + block * R + gl.arange(0, R, layout=gl.SliceLayout(0, L))

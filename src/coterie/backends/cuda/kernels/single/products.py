@@ -17,6 +17,7 @@ from coterie.backends.cuda.kernels.single.layouts import (
     in_order,
     left,
     products,
+    row_fetched,
 )
 from coterie.backends.cuda.kernels.single.numbers import beside_numbers, numbers
 from coterie.backends.cuda.kernels.single.weights import await_rows, chunks_of, read_some
@@ -85,15 +86,41 @@ def _read_chunks(near, first: gl.constexpr, COUNT: gl.constexpr, K: gl.constexpr
 
 
 @gluon.jit
-def _for_matrix_units(x, U: gl.constexpr, ARRANGED: gl.constexpr, WARPS: gl.constexpr):
-    """Activations as the matrix units take them. Not ARRANGED, they are brought into the order of codes first, each
-    thread's for themselves, as `Arrangement.of_threads` has them.
+def fetch_row(x, K: gl.constexpr, G: gl.constexpr, WARPS: gl.constexpr):
+    """A row's activations [WARPS, G] of each chunk, asked for; zeros behind the last."""
+    L: gl.constexpr = row_fetched(G, WARPS)
+    group, k = gl.arange(0, WARPS, layout=gl.SliceLayout(1, L)), gl.arange(0, G, layout=gl.SliceLayout(0, L))
+    at = x + (group * G)[:, None] + k[None, :]
+    found = ()
+    for chunk in gl.static_range(chunks_of(K // G, WARPS)):
+        there = (group < K // G - chunk * WARPS)[:, None]
+        found += (read_some(at + chunk * WARPS * G, there, (chunk + 1) * WARPS * G <= K),)
+    return found
+
+
+@gluon.jit
+def _keep_row(found, ARRANGED: gl.constexpr, G: gl.constexpr, U: gl.constexpr, WARPS: gl.constexpr):
+    """What `fetch_row` gives in shared memory, in the order of codes of `Arrangement.of_threads`: every column of a
+    product is this row.
     """
-    G: gl.constexpr = x.shape[1]
-    if not ARRANGED:
-        parts = gl.reshape(x, (WARPS, 4, U // 4, G // U, COLUMNS))
-        x = gl.reshape(gl.permute(parts, (0, 1, 3, 2, 4)), (WARPS, G, COLUMNS))
-    return beside_numbers(x, U, WARPS)
+    kept = ()
+    for chunk in gl.static_range(len(found)):
+        some = found[chunk]
+        if not ARRANGED:
+            parts = gl.permute(gl.reshape(some, (WARPS, 4, U // 4, G // U)), (0, 1, 3, 2))
+            some = gl.reshape(parts, (WARPS, G))
+        room = gl.allocate_shared_memory(gl.bfloat16, [WARPS, G], in_order(2))
+        room.store(some)
+        kept += (room,)
+    return kept
+
+
+@gluon.jit
+def _read_row(room, WARPS: gl.constexpr):
+    """A chunk's activations [WARPS, G, COLUMNS] of the row that `_keep_row` has kept."""
+    G: gl.constexpr = room.shape[1]
+    some = room.load(gl.SliceLayout(2, columns_read(G, WARPS)))
+    return some[:, :, None].broadcast_to((WARPS, G, COLUMNS))
 
 
 @triton.constexpr_function
@@ -106,35 +133,50 @@ def _chunks_ahead(size, blocks, chunks):
 
 @gluon.jit
 def multiply_rows(
-    rows, x, inputs, n_inputs, K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr,
-    G: gl.constexpr, C: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
+    rows, x, row, inputs, n_inputs, K: gl.constexpr, ROW: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr,
+    G: gl.constexpr, C: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr, APART: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
     """What `keep_rows` gives times rows `inputs` of x bfloat16 [PARTS, n_inputs, ROW], K columns of them: of each tile,
-    for each of the `inputs` [COLUMNS], f32 [WARPS, ROWS, COLUMNS], a warp's groups summed.
+    for each of the `inputs` [COLUMNS], f32 [WARPS, ROWS, COLUMNS], a warp's groups summed; that APART times, for every
+    APART-th group. row: what `fetch_row` gives if all inputs are one row, which need not be ARRANGED in the order of
+    codes; else nothing.
 
     A group's sum of number times activation meets its scale in f32, and its sum of activations its constant.
     """
     U: gl.constexpr = G // C
     CHUNKS: gl.constexpr = chunks_of(K // G, WARPS)
-    AHEAD: gl.constexpr = _chunks_ahead(G, len(inputs), CHUNKS)
-    near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
     nothing = gl.zeros([WARPS, ROWS, COLUMNS], gl.float32, products(WARPS))
-    sums = [[nothing for _ in inputs] for _ in rows]
-    read = _read_chunks(near, 0, AHEAD, K, G, WARPS)
-    if AHEAD > 1:
-        barrier()  # the compiler would wait for the weights first
+    sums = ([[nothing for _ in inputs] for _ in rows],)
+    for _ in gl.static_range(APART - 1):
+        sums += sums[:1]
+    kept = _keep_row(row, ARRANGED, G, U, WARPS)
+    IS_ONE: gl.constexpr = len(kept) > 0
+    AHEAD: gl.constexpr = _chunks_ahead(G, len(inputs), CHUNKS)
+    near, read = (), ()
+    if not IS_ONE:
+        near = [_places(x, chosen, n_inputs, ROW, G, C, PARTS, WARPS) for chosen in inputs]
+        read = _read_chunks(near, 0, AHEAD, K, G, WARPS)
+        if AHEAD > 1:
+            barrier()  # the compiler would wait for the weights first
     await_rows()
     for chunk in gl.static_range(CHUNKS):
-        found = read[chunk] if chunk < AHEAD else _read_chunk(near, chunk, K, G, WARPS)
-        columns = [_for_matrix_units(some, U, ARRANGED, WARPS) for some in found]
+        if IS_ONE:
+            found = [_read_row(kept[chunk], WARPS)]
+        else:
+            found = read[chunk] if chunk < AHEAD else _read_chunk(near, chunk, K, G, WARPS)
+        columns = [beside_numbers(some, U, WARPS) for some in found]
         totals = columns
         if MODE == "affine":
             ones = gl.full([WARPS, ROWS, G], 1.0, gl.bfloat16, left(WARPS))
             totals = [mma_v2(ones, some, nothing) for some in columns]
         coming = ()
         for tile in gl.static_range(len(rows)):
-            coming += (_add_tile(sums[tile], rows[tile], columns, totals, chunk, U, MODE, BITS, WARPS),)
-        sums = coming
+            coming += (_add_tile(sums[0][tile], rows[tile], columns, totals, chunk, U, MODE, BITS, WARPS),)
+        # Whose turn it is stands in front.
+        sums = sums[1:] + (coming,)  # noqa: RUF005 (the compiler knows no stars)
+    for _ in gl.static_range(-CHUNKS % APART):
+        sums = sums[1:] + sums[:1]
     return sums
 
 
@@ -152,15 +194,21 @@ def _side_by_side(sums, BLOCK: gl.constexpr, PAIRED: gl.constexpr, WARPS: gl.con
 
 @gluon.jit
 def share(sums, BLOCK: gl.constexpr, PAIRED: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr):
-    """A block of columns of what `multiply_rows` gives, in shared memory: [WARPS, rows, PARTS, columns of a part]."""
-    together = _side_by_side(sums, BLOCK, PAIRED, WARPS)
-    shape: gl.constexpr = [WARPS, together.shape[1], PARTS, COLUMNS // PARTS]
+    """A block of columns of what `multiply_rows` gives, in shared memory: [shares, rows, PARTS, columns of a part].
+    What a warp has kept apart are so many shares, in the order in which as many warps would have them.
+    """
+    APART: gl.constexpr = len(sums)
+    M: gl.constexpr = len(sums[0]) * ROWS
+    shape: gl.constexpr = [APART * WARPS, M, PARTS, COLUMNS // PARTS]
     room = gl.allocate_shared_memory(gl.float32, shape, in_order(4))
-    room.store(gl.reshape(together, shape))
+    for apart in gl.static_range(APART):
+        together = _side_by_side(sums[apart], BLOCK, PAIRED, WARPS)
+        room.slice(apart * WARPS, WARPS).store(gl.reshape(together, (WARPS, M, PARTS, COLUMNS // PARTS)))
     return room
 
 
 @gluon.jit
 def add_up(room, FIRST: gl.constexpr, COUNT: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr):
-    """The sums over warps and parts of COUNT rows from row FIRST on: f32 [COUNT, columns of a part]."""
-    return gl.sum(gl.sum(room.slice(FIRST, COUNT, dim=1).load(added_up(PARTS, WARPS)), 0), 1)
+    """The sums over shares and parts of COUNT rows from row FIRST on: f32 [COUNT, columns of a part]."""
+    L: gl.constexpr = added_up(PARTS, room.shape[0], WARPS)
+    return gl.sum(gl.sum(room.slice(FIRST, COUNT, dim=1).load(L), 0), 1)

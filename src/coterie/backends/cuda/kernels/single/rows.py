@@ -6,7 +6,7 @@ from triton.experimental.gluon import language as gl
 from coterie.backends.cuda.kernels.activation import gated
 from coterie.backends.cuda.kernels.columns import arranged, block_at
 from coterie.backends.cuda.kernels.single.layouts import COLUMNS, ROWS, columns_of, results
-from coterie.backends.cuda.kernels.single.products import add_up, multiply_rows, share
+from coterie.backends.cuda.kernels.single.products import add_up, fetch_row, multiply_rows, share
 from coterie.backends.cuda.kernels.single.weights import fetch_rows, keep_rows
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
@@ -39,8 +39,8 @@ def _finish(
 ):  # fmt: skip
     """Store what the sums of a block of columns make."""
     R: gl.constexpr = COLUMNS // PARTS
-    N: gl.constexpr = (ROWS // 2 if GATED else ROWS) * len(sums)
-    L: gl.constexpr = results(PARTS, WARPS)
+    N: gl.constexpr = (ROWS // 2 if GATED else ROWS) * len(sums[0])
+    L: gl.constexpr = results(PARTS, len(sums) * WARPS, WARPS)
     own, there = slots_in(order, offsets, expert, first_place + BLOCK * R, n_slots, R, R, SLOTS, gl.SliceLayout(0, L))
     row = first_row + gl.arange(0, N, layout=gl.SliceLayout(1, L))
     inside = row < n_rows
@@ -71,14 +71,15 @@ def single_rows_kernel(
     n_experts, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
-    TOP_K: gl.constexpr, SLOTS: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr,
-    AHEAD: gl.constexpr, TILES: gl.constexpr, BLOCKS: gl.constexpr, PIECES: gl.constexpr, WARPS: gl.constexpr,
-    EARLY: gl.constexpr,
+    TOP_K: gl.constexpr, SLOTS: gl.constexpr, IS_ONE: gl.constexpr, ARRANGED: gl.constexpr, PARTS: gl.constexpr,
+    OUT_PARTS: gl.constexpr, AHEAD: gl.constexpr, TILES: gl.constexpr, BLOCKS: gl.constexpr, PIECES: gl.constexpr,
+    APART: gl.constexpr, WARPS: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """TILES times ROWS rows of an expert's matrix times the rows of a block, BLOCKS times COLUMNS / PARTS at most. The
     arguments are those of `few_rows_kernel`, but K is one of PIECES of a row's columns, and out, unless GATED, has the
-    sums of each: [PIECES, n_slots, n_rows]. ARRANGED: activations are in the order of codes; others are brought into it
-    by every program. AHEAD: what experts the blocks have is known before the kernel before this one ends.
+    sums of each: [PIECES, n_slots, n_rows]. IS_ONE: a block has one row of one part. ARRANGED: activations are in the
+    order of codes; others are brought into it by every program. AHEAD: what experts the blocks have is known before the
+    kernel before this one ends. APART: see `multiply_rows`.
     """
     R: gl.constexpr = COLUMNS // PARTS
     ROW: gl.constexpr = K * PIECES
@@ -106,11 +107,18 @@ def single_rows_kernel(
         place = first_place + block * R
         slots, _ = slots_in(order, offsets, expert, place, n_slots, COLUMNS, R, SLOTS, columns_of(G, WARPS))
         inputs += (slots // TOP_K,)
+    x += piece * K
+    row_at = x + first_place.to(gl.int64) // TOP_K * ROW
+    row = ()
+    if IS_ONE and not AHEAD:
+        row = fetch_row(row_at, K, G, WARPS)
     rows = keep_rows(fetched, TILES, MODE, BITS)
     if AHEAD:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    sums = multiply_rows(rows, x + piece * K, inputs, n_inputs, K, ROW, MODE, BITS, G, C, ARRANGED, PARTS, WARPS)
+        if IS_ONE:
+            row = fetch_row(row_at, K, G, WARPS)
+    sums = multiply_rows(rows, x, row, inputs, n_inputs, K, ROW, MODE, BITS, G, C, ARRANGED, PARTS, APART, WARPS)
     for block in gl.static_range(BLOCKS):
         _finish(
             sums, bias + at, up_bias + up, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
