@@ -187,8 +187,8 @@ def test_one_token_of_long_rows(form: str, rng: np.random.Generator, monkeypatch
     from coterie.backends.cuda.layer import run_slots
 
     size = FORMATS[form].group_size
-    (hidden,) = fewer((min(45, 4096 // size) * size,), (9 * size,))
-    (inner,) = fewer((hidden,), (3 * size,))
+    (inner,) = fewer((min(45, 4096 // size) * size,), (9 * size,))
+    (hidden,) = fewer((inner,), (3 * size,))
     gate, up, down = (
         weight(rng, (3, *shape), FORMATS[form]) for shape in ((inner, hidden), (inner, hidden), (hidden, inner))
     )
