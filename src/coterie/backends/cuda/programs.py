@@ -48,6 +48,10 @@ _REGISTERS_BY_PROGRAMS = {2: 128, 3: 80, 4: 64}
 """Registers of a thread, of eight warps a program, where a multiprocessor has so many programs."""
 
 
+_MOST_CHUNKS = 32
+"""Groups of a warp, one after the other: the compiler takes minutes for more."""
+
+
 class Form(NamedTuple):
     """What a program has. shares: sums of a row that are added up in the end, as many as warps or a multiple of these;
     they decide about the bits of a product, and the rest does not.
@@ -128,6 +132,8 @@ def _of_long_rows(stack: Stack, n_programs: int, *, gated: bool) -> Form:
         at_a_time = max(2, min(4, _SHARED_MEMORY // (tile + row)))
         return Form(MOST_SHARES, MOST_SHARES, 1, _REGISTERS_BY_PROGRAMS[at_a_time])
     warps = MOST_SHARES // 2
+    if n_columns // stack.group > _MOST_CHUNKS * warps:
+        return _of_warps(stack, MOST_SHARES, 1, n_programs, gated=gated)
     is_much = n_programs > MULTIPROCESSORS * _WARPS_RESIDENT // warps
     tiles = 2 if is_much and not gated and 3 * (2 * tile + row) <= _SHARED_MEMORY else 1
     return Form(MOST_SHARES, warps, tiles, REGISTERS)
