@@ -124,10 +124,12 @@ def attend_shares_kernel(
         mixed = tl.zeros((HEADS, BLOCK_D), tl.float32)
         for block in range(begin, end, BLOCK_N):
             at = block + tl.arange(0, BLOCK_N)
-            if HAS_NEW:
-                is_own = (at == position)[:, None]
-                key_block = tl.where(is_own, new_key, key_block)
-                value_block = tl.where(is_own, new_value, value_block)
+            if HAS_NEW:  # noqa: SIM102 (only one of the two is known to the compiler)
+                # Few blocks have it, and to choose takes nearly as many instructions as all else that is done.
+                if block + BLOCK_N > position:
+                    is_own = (at == position)[:, None]
+                    key_block = tl.where(is_own, new_key, key_block)
+                    value_block = tl.where(is_own, new_value, value_block)
             scores = product(queries, tl.trans(key_block))
             if LATENT:
                 scores += product(turned, tl.trans(value_block))
