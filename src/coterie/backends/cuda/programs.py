@@ -115,28 +115,30 @@ def _tiles(stack: Stack, warps: int, blocks: int, n_programs: int, *, gated: boo
     at_a_time = _WARPS_RESIDENT // warps
     if n_programs <= (MULTIPROCESSORS * at_a_time if blocks == 1 else MULTIPROCESSORS // 2):
         return 1
-    n_groups = _columns_of(stack) // stack.group
-    held = next_power_of_2(cdiv(n_groups, warps) * warps)
-    n_bytes = ROWS * (_columns_of(stack) * stack.bits // 8 + held * _BYTES_OF_CONSTANTS)
-    return 1 if gated and 2 * n_bytes * at_a_time > _SHARED_MEMORY else 2
+    return 1 if gated and 2 * _bytes_of_tile(stack, warps) * at_a_time > _SHARED_MEMORY else 2
 
 
 def _of_long_rows(stack: Stack, n_programs: int, *, gated: bool) -> Form:
     """For one row a block. Few programs hide their latency by many warps, many by bytes under way: with half the warps,
     which have two shares each, twice as many programs fit.
     """
-    n_columns = _columns_of(stack)
-    tile = ROWS * (n_columns * stack.bits // 8 + next_power_of_2(n_columns // stack.group) * _BYTES_OF_CONSTANTS)
-    row = n_columns * torch.bfloat16.itemsize
+    warps, n_columns = MOST_SHARES // 2, _columns_of(stack)
+    tile, row = _bytes_of_tile(stack, MOST_SHARES), n_columns * torch.bfloat16.itemsize
     if gated and n_programs <= _FEW_TILES * MULTIPROCESSORS:
         at_a_time = max(2, min(4, _SHARED_MEMORY // (tile + row)))
         return Form(MOST_SHARES, MOST_SHARES, 1, _REGISTERS_BY_PROGRAMS[at_a_time])
-    warps = MOST_SHARES // 2
     if n_columns // stack.group > _MOST_CHUNKS * warps:
         return _of_warps(stack, MOST_SHARES, 1, n_programs, gated=gated)
     is_much = n_programs > MULTIPROCESSORS * _WARPS_RESIDENT // warps
     tiles = 2 if is_much and not gated and 3 * (2 * tile + row) <= _SHARED_MEMORY else 1
     return Form(MOST_SHARES, warps, tiles, REGISTERS)
+
+
+def _bytes_of_tile(stack: Stack, warps: int) -> int:
+    """What a tile's codes and constants take of shared memory, where so many warps share its rows."""
+    n_columns = _columns_of(stack)
+    held = next_power_of_2(cdiv(n_columns // stack.group, warps) * warps)
+    return ROWS * (n_columns * stack.bits // 8 + held * _BYTES_OF_CONSTANTS)
 
 
 def _columns_of(stack: Stack) -> int:
