@@ -177,7 +177,7 @@ def _launch(
                 rows.values, rows.sizes, stack.codes, stack.scales, stack.biases,
                 second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,
-                slots.order, slots.offsets, slots.blocks, out, out_sizes,
+                slots.order, slots.blocks, out, out_sizes,
                 stack.n_experts, slots.top_k, slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,

@@ -84,9 +84,8 @@ def _prepare(
         n_slots, n_experts = ids.numel(), stack.n_experts
         experts = max(2, next_power_of_2(n_experts))
         order = torch.empty(n_slots, dtype=torch.int32, device=values.device)
-        offsets = torch.empty(n_experts + 1, dtype=torch.int32, device=values.device)
-        slots = (order, offsets, blocks_for(n_slots, n_experts, tile.rows, values.device))
-    order, offsets, blocks = (values,) * 3 if slots is None else slots
+        slots = (order, blocks_for(n_slots, n_experts, tile.rows, values.device))
+    order, blocks = (values,) * 2 if slots is None else slots
     becomes_halves = wanted.halves and n > 0
     chunk = next_power_of_2(k) if becomes_halves else _CHUNK
     n_groups = max(1, chunk // wanted.group)
@@ -94,7 +93,7 @@ def _prepare(
     with on_device_of(values):
         launch(
             prepare_kernel, (n * cdiv(k, n_groups * wanted.group) + n_experts,),
-            source, values, sums, values if ids is None else ids, order, offsets, blocks,
+            source, values, sums, values if ids is None else ids, order, blocks,
             n, n_experts, n_slots, 0 if slots is None else len(blocks),
             k, wanted.group, wanted.per_unit, parts, wanted.sums, becomes_halves, wanted.lifted, n_groups,
             tile.rows, experts, block, **early(values), num_warps=8 if max(block, chunk) > _CHUNK else 4,
@@ -167,7 +166,7 @@ def _launch(
                 kernel, (cdiv(n_rows, bn), min(_MOST_PROGRAMS, n_blocks - first)),
                 x, rows.sums, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 no_bias if bias is None else bias, no_bias if up_bias is None else up_bias,
-                slots.order, slots.offsets, slots.blocks, out, out_sums,
+                slots.order, slots.blocks, out, out_sums,
                 stack.n_experts, slots.top_k, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit, stack.excess, rows.span,
                 16 if target is None else target.group, 1 if target is None else target.per_unit,

@@ -42,7 +42,7 @@ class Halves:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Routed rows, slot s of token s // top_k, by expert: order, offsets and blocks as `prepare_kernel` makes them.
+    """Routed rows, slot s of token s // top_k, by expert: order and blocks as `prepare_kernel` makes them.
 
     kind: "sorted"; "direct", each slot is a block of its own, and `blocks` are the ids; "dense", all meet one matrix.
     """
@@ -51,18 +51,17 @@ class Slots:
     top_k: int
     kind: str
     order: torch.Tensor
-    offsets: torch.Tensor
     blocks: torch.Tensor
 
     @classmethod
     def direct(cls, ids: torch.Tensor, top_k: int) -> "Slots":
         """Slots of ids int32 that are not sorted."""
-        return cls(ids.numel(), top_k, "direct", ids, ids, ids)
+        return cls(ids.numel(), top_k, "direct", ids, ids)
 
     @classmethod
     def dense(cls, rows: Rows | Halves) -> "Slots":
         """All rows, for one matrix."""
-        return cls(rows.values.shape[1], 1, "dense", rows.values, rows.values, rows.values)
+        return cls(rows.values.shape[1], 1, "dense", rows.values, rows.values)
 
     def n_blocks(self, rows: int) -> int:
         """Programs that blocks of so many rows need, at most."""

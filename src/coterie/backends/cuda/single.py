@@ -184,7 +184,7 @@ def _launch(
                 gluon.single_rows_kernel, (n_programs, min(_MOST_PROGRAMS, n_blocks - first), pieces),
                 x, stack.codes, stack.scales, stack.biases, second.codes, second.scales, second.biases,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias,
-                slots.order, slots.offsets, slots.blocks, out,
+                slots.order, slots.blocks, out,
                 stack.n_experts, x.shape[1], slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns // pieces, stack.mode, stack.bits, stack.group, stack.per_unit,
                 order.group, order.per_unit, gated, activation or "", bias is not None, slots.top_k, slots.kind,

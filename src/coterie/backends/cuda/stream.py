@@ -191,7 +191,7 @@ def _launch(
                 (n_rows // _height(shape, gated=gated), min(_MOST_PROGRAMS, n_blocks - first)),
                 rows.values, rows.sizes, stack.codes, words, units, second.codes, up_words, up_units,
                 nothing if bias is None else bias, nothing if up_bias is None else up_bias, largest, up_largest,
-                slots.order, slots.offsets, slots.blocks, out, out_sizes,
+                slots.order, slots.blocks, out, out_sizes,
                 stack.n_experts, slots.n, n_rows, stack.n_rows, up_row, first,
                 stack.n_columns, stack.mode, stack.bits, stack.group, stack.per_unit,
                 tile.rows > _EXACT, order.group, order.per_unit, order.lifted,

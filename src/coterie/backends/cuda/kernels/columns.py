@@ -7,35 +7,38 @@ rows, and the same rows again for each further part, where activations are the s
 import triton
 import triton.language as tl
 
+BLOCK_ENTRY = tl.constexpr(4)
+"""Numbers of an entry of the table of blocks: expert, first place, end, and one that makes it 16 bytes, so that none is
+divided among sectors of the caches.
+"""
+
 
 @triton.jit
-def block_at(blocks, index, n_experts, R: tl.constexpr, SLOTS: tl.constexpr):
-    """(expert int64, first place) of a block; the expert is -1 where the table has a hole, or where an id is none.
+def block_at(blocks, index, n_experts, n_slots, R: tl.constexpr, SLOTS: tl.constexpr):
+    """(expert int64, first place, end of its expert's places) of a block; the expert is -1 where the table has a hole,
+    or where an id is none. All of it stands side by side: what programs ask for next waits for one read.
 
     SLOTS says whose rows they are: "sorted", `blocks` is the table; "direct", `blocks` are the ids of the slots, and
     each slot is a block of its own; "dense", there is one matrix, and blocks are runs of R rows.
     """
     if SLOTS == "dense":
-        expert, first = 0, index * R
+        expert, first, end = 0, index * R, n_slots
     elif SLOTS == "direct":
-        expert, first = tl.load(blocks + index), index
+        expert, first, end = tl.load(blocks + index), index, index + 1
     else:
-        expert, first = tl.load(blocks + 2 * index), tl.load(blocks + 2 * index + 1)
-    return tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int64), first
+        entry = blocks + BLOCK_ENTRY * index
+        expert, first, end = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    return tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int64), first, end
 
 
 @triton.jit
-def slots_of(order, offsets, expert, first, n_slots, R: tl.constexpr, SLOTS: tl.constexpr):
+def slots_of(order, first, end, R: tl.constexpr, SLOTS: tl.constexpr):
     """(slots int32 [R], which of them the block has); the others repeat its first."""
-    row = tl.arange(0, R)
-    if SLOTS == "dense":
-        live = first + row < n_slots
-        slots = tl.where(live, first + row, first)
-    elif SLOTS == "direct":
-        slots, live = first + row * 0, row == 0
-    else:
-        live = first + row < tl.load(offsets + expert + 1)
-        slots = tl.load(order + tl.where(live, first + row, first))
+    place = first + tl.arange(0, R)
+    live = place < end
+    slots = tl.where(live, place, first)
+    if SLOTS == "sorted":
+        slots = tl.load(order + slots)
     return slots, live
 
 

@@ -25,7 +25,7 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 @triton.jit
 def few_rows_kernel(
     x, x_sums, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias,
-    order, offsets, blocks, out, out_sums,
+    order, blocks, out, out_sums,
     n_experts, top_k, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, EXCESS: tl.constexpr,
     SPAN: tl.constexpr, OUT_G: tl.constexpr, OUT_C: tl.constexpr, OUT_SPAN: tl.constexpr,
@@ -48,10 +48,10 @@ def few_rows_kernel(
     inside = row < n_rows
     wait_for_previous(EARLY)
     let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, first_block + tl.program_id(1), n_experts, R, SLOTS)
+    expert, first_place, end = block_at(blocks, first_block + tl.program_id(1), n_experts, n_slots, R, SLOTS)
     if expert < 0:
         return
-    slots, live = slots_of(order, offsets, expert, first_place, n_slots, R, SLOTS)
+    slots, live = slots_of(order, first_place, end, R, SLOTS)
     starts = starts_of(slots // top_k, K, n_inputs, PARTS, R)
     columns = each_part(live, PARTS, R)
     stored = expert * n_stored

@@ -46,10 +46,10 @@ def _arrange(
 
 @triton.jit
 def _sort(
-    ids, order, offsets, blocks, expert, n_experts, n_slots, n_blocks,
+    ids, order, blocks, expert, n_experts, n_slots, n_blocks,
     R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """An expert's offset, order and blocks, of at most BLOCK slots."""
+    """An expert's order and blocks, of at most BLOCK slots."""
     experts, slot = tl.arange(0, EXPERTS), tl.arange(0, BLOCK)
     chosen = tl.load(ids + slot, mask=slot < n_slots, other=-1)
     counts = tl.histogram(chosen, EXPERTS, mask=(chosen >= 0) & (chosen < n_experts))
@@ -57,8 +57,6 @@ def _sort(
     begin = tl.sum(tl.where(experts < expert, counts, 0), 0)
     first = tl.sum(tl.where(experts < expert, (counts + R - 1) // R, 0), 0)
     last = tl.where(expert == n_experts - 1, n_blocks, first + (n_own + R - 1) // R)
-    tl.store(offsets + expert, begin)
-    tl.store(offsets + expert + 1, begin + n_own)
     own = (chosen == expert).to(tl.int32)
     tl.store(order + begin + tl.cumsum(own, 0) - own, slot, mask=own != 0)
     list_blocks(blocks, expert, begin, n_own, first, last, R)
@@ -66,15 +64,15 @@ def _sort(
 
 @triton.jit
 def prepare_kernel(
-    x, out, sums, ids, order, offsets, blocks, n_rows, n_experts, n_slots, n_blocks,
+    x, out, sums, ids, order, blocks, n_rows, n_experts, n_slots, n_blocks,
     K: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr, HALVES: tl.constexpr,
     LIFTED: tl.constexpr, NG: tl.constexpr, R: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The first n_experts programs, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order,
-    offsets [E + 1], and blocks [n_blocks, 2]; the n_rows * n_chunks programs after them bring NG groups of a row of x
-    each into the order of codes. HALVES: a program has a whole row, of NG * G activations at most, which becomes
-    float16, and `sums` are its sizes.
+    """The first n_experts programs, if EXPERTS is not 0, find an expert's slots among ids int32 [n_slots]: order and
+    blocks [n_blocks, BLOCK_ENTRY]; the n_rows * n_chunks programs after them bring NG groups of a row of x each into
+    the order of codes. HALVES: a program has a whole row, of NG * G activations at most, which becomes float16, and
+    `sums` are its sizes.
 
     Each expert counts for itself, so nothing is shared and one launch will do, for up to BLOCK slots. Ids that are no
     expert's are skipped.
@@ -92,4 +90,4 @@ def prepare_kernel(
         else:
             _arrange(x, out, sums, row, index % n_chunks * NG, n_rows, K, G, C, PARTS, SUMS, NG)
     elif EXPERTS > 0:
-        _sort(ids, order, offsets, blocks, tl.program_id(0), n_experts, n_slots, n_blocks, R, EXPERTS, BLOCK)
+        _sort(ids, order, blocks, tl.program_id(0), n_experts, n_slots, n_blocks, R, EXPERTS, BLOCK)

@@ -6,6 +6,7 @@ Nothing is added by atomics in memory, so there is one order. Ids that are no ex
 import triton
 import triton.language as tl
 
+from coterie.backends.cuda.kernels.columns import BLOCK_ENTRY
 from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
@@ -17,8 +18,10 @@ def list_blocks(blocks, expert, begin, n_own, first, last, R: tl.constexpr):
     for start in tl.range(first, last, 16):
         index = start + tl.arange(0, 16)
         row = (index - first) * R
-        tl.store(blocks + 2 * index, tl.where(row < n_own, expert, -1), mask=index < last)
-        tl.store(blocks + 2 * index + 1, begin + row, mask=index < last)
+        entry = blocks + BLOCK_ENTRY * index
+        tl.store(entry, tl.where(row < n_own, expert, -1), mask=index < last)
+        tl.store(entry + 1, begin + row, mask=index < last)
+        tl.store(entry + 2, begin + n_own, mask=index < last)
 
 
 @triton.jit
@@ -45,10 +48,10 @@ def count_slots_kernel(
 
 @triton.jit
 def place_slots_kernel(
-    ids, counts, order, offsets, blocks, n_slots, n_experts, n_blocks, width,
+    ids, counts, order, blocks, n_slots, n_experts, n_blocks, width,
     R: tl.constexpr, EXPERTS: tl.constexpr, PROGRAMS: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """order of a program's slots; offsets [E + 1], and blocks [n_blocks, 2] of R of an expert's slots, by turns.
+    """order of a program's slots; blocks [n_blocks, BLOCK_ENTRY] of R of an expert's slots, by turns.
 
     PROGRAMS: a power of two that holds those that counted, ROWS slots at a time.
     """
@@ -61,9 +64,6 @@ def place_slots_kernel(
     begin = tl.cumsum(n_own, 0) - n_own
     n_blocks_own = (n_own + R - 1) // R
     first_block = tl.cumsum(n_blocks_own, 0) - n_blocks_own
-    if program == 0:
-        tl.store(offsets + experts + 1, begin + n_own, mask=experts < n_experts)
-        tl.store(offsets, 0)
     for expert in tl.range(program, n_experts, n_programs):
         own = experts == expert
         first = tl.sum(tl.where(own, first_block, 0), 0)

@@ -43,7 +43,7 @@ def rows_at(
 @gluon.jit
 def half_rows_kernel(
     x, x_sizes, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias, largest, up_largest,
-    order, offsets, blocks, out, out_sizes,
+    order, blocks, out, out_sizes,
     n_experts, top_k, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
@@ -62,16 +62,11 @@ def half_rows_kernel(
     if not KNOWN:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, MOST, SLOTS)
+    expert, first_place, end = block_at(blocks, first_block + gl.program_id(1), n_experts, n_slots, MOST, SLOTS)
     if expert < 0:
         if KNOWN:
             wait_for_previous(EARLY)
         return
-    end = n_slots
-    if SLOTS == "sorted":
-        end = gl.load(offsets + expert + 1)
-    elif SLOTS == "direct":
-        end = first_place + 1
     ROW: gl.constexpr = K * PIECES
     W: gl.constexpr = ROW // C
     NG: gl.constexpr = ROW // G

@@ -12,28 +12,18 @@ from coterie.backends.cuda.launch import let_next_begin, wait_for_previous
 
 
 @gluon.jit
-def slots_in(
-    order, offsets, expert, first, n_slots, COUNT: gl.constexpr, R: gl.constexpr, SLOTS: gl.constexpr,
-    LAYOUT: gl.constexpr,
-):  # fmt: skip
+def slots_in(order, first, end, COUNT: gl.constexpr, R: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr):
     """(slots int32 [COUNT], which of them the block has): R of them, again and again; others repeat one that it has."""
     place = first + gl.arange(0, COUNT, layout=LAYOUT) % R
+    slots = gl.minimum(place, end - 1)
     if SLOTS == "sorted":
-        end = gl.load(offsets + expert + 1)
-        live = place < end
-        slots = gl.load(order + gl.minimum(place, end - 1))
-    elif SLOTS == "direct":
-        live = place == first
-        slots = first + place * 0
-    else:
-        live = place < n_slots
-        slots = gl.minimum(place, n_slots - 1)
-    return slots, live
+        slots = gl.load(order + slots)
+    return slots, place < end
 
 
 @gluon.jit
 def _finish(
-    sums, bias, up_bias, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
+    sums, bias, up_bias, order, out, first_place, end, first_row, n_slots, n_rows, piece,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     SLOTS: gl.constexpr, PARTS: gl.constexpr, OUT_PARTS: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
@@ -41,7 +31,7 @@ def _finish(
     R: gl.constexpr = COLUMNS // PARTS
     N: gl.constexpr = (ROWS // 2 if GATED else ROWS) * len(sums[0])
     L: gl.constexpr = results(PARTS, len(sums) * WARPS, WARPS)
-    own, there = slots_in(order, offsets, expert, first_place + BLOCK * R, n_slots, R, R, SLOTS, gl.SliceLayout(0, L))
+    own, there = slots_in(order, first_place + BLOCK * R, end, R, R, SLOTS, gl.SliceLayout(0, L))
     row = first_row + gl.arange(0, N, layout=gl.SliceLayout(1, L))
     inside = row < n_rows
     mask = inside[:, None] & there[None, :]
@@ -67,7 +57,7 @@ def _finish(
 
 @gluon.jit
 def single_rows_kernel(
-    x, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias, order, offsets, blocks, out,
+    x, codes, scales, biases, up_codes, up_scales, up_biases, bias, up_bias, order, blocks, out,
     n_experts, n_inputs, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
@@ -87,7 +77,7 @@ def single_rows_kernel(
     if not AHEAD:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, R * BLOCKS, SLOTS)
+    expert, first_place, end = block_at(blocks, first_block + gl.program_id(1), n_experts, n_slots, R * BLOCKS, SLOTS)
     if expert < 0:
         if AHEAD:
             wait_for_previous(EARLY)
@@ -105,7 +95,7 @@ def single_rows_kernel(
     inputs = ()
     for block in gl.static_range(BLOCKS):
         place = first_place + block * R
-        slots, _ = slots_in(order, offsets, expert, place, n_slots, COLUMNS, R, SLOTS, columns_of(G, WARPS))
+        slots, _ = slots_in(order, place, end, COLUMNS, R, SLOTS, columns_of(G, WARPS))
         inputs += (slots // TOP_K,)
     x += piece * K
     row_at = x + first_place.to(gl.int64) // TOP_K * ROW
@@ -121,6 +111,6 @@ def single_rows_kernel(
     sums = multiply_rows(rows, x, row, inputs, n_inputs, K, ROW, MODE, BITS, G, C, ARRANGED, PARTS, APART, WARPS)
     for block in gl.static_range(BLOCKS):
         _finish(
-            sums, bias + at, up_bias + up, order, offsets, out, expert, first_place, first_row, n_slots, n_rows, piece,
+            sums, bias + at, up_bias + up, order, out, first_place, end, first_row, n_slots, n_rows, piece,
             OUT_G, OUT_C, GATED, ACTIVATION, HAS_BIAS, SLOTS, PARTS, OUT_PARTS, block, WARPS,
         )  # fmt: skip

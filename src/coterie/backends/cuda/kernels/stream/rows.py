@@ -42,7 +42,7 @@ def _word_places(
 @gluon.jit
 def stream_rows_kernel(
     x, x_sizes, codes, words, units, up_codes, up_words, up_units, bias, up_bias, largest, up_largest,
-    order, offsets, blocks, out, out_sizes, n_experts, n_slots, n_rows, n_stored, up_row, first_block,
+    order, blocks, out, out_sizes, n_experts, n_slots, n_rows, n_stored, up_row, first_block,
     K: gl.constexpr, MODE: gl.constexpr, BITS: gl.constexpr, G: gl.constexpr, C: gl.constexpr,
     WEIGHED: gl.constexpr, OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr,
     GATED: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, TOP_K: gl.constexpr, SLOTS: gl.constexpr,
@@ -66,7 +66,7 @@ def stream_rows_kernel(
     if not AHEAD:
         wait_for_previous(EARLY)
         let_next_begin(EARLY)
-    expert, first_place = block_at(blocks, first_block + gl.program_id(1), n_experts, N, SLOTS)
+    expert, first_place, end = block_at(blocks, first_block + gl.program_id(1), n_experts, n_slots, N, SLOTS)
     if expert < 0:
         if AHEAD:
             wait_for_previous(EARLY)
@@ -84,7 +84,7 @@ def stream_rows_kernel(
     rooms = rings(x, codes, STAGES, M, N, G, C, GROUPS, WORDS)
     for step in gl.static_range(min(STAGES - 1, STEPS)):
         fetch_weights(rooms, code_at, word_at, step, step, K, C, WARPS)
-    slots, live = slots_in(order, offsets, expert, first_place, n_slots, N, N, SLOTS, gl.SliceLayout(1, XL))
+    slots, live = slots_in(order, first_place, end, N, N, SLOTS, gl.SliceLayout(1, XL))
     x_at = (x + (slots // TOP_K).to(gl.int64) * K)[:, None]
     x_at = x_at + gl.arange(0, GROUPS * G, layout=gl.SliceLayout(0, XL))[None, :]
     if AHEAD:
@@ -98,8 +98,8 @@ def stream_rows_kernel(
     first, up_first = expert * n_stored, expert * n_stored + up_row
     _finish(
         sums, x_sizes, (units + first, bias + first, largest + expert),
-        (up_units + up_first, up_bias + up_first, up_largest + expert), order, offsets, out, out_sizes,
-        expert, first_place, first_row, n_slots, n_rows,
+        (up_units + up_first, up_bias + up_first, up_largest + expert), order, out, out_sizes,
+        first_place, end, first_row, n_rows,
         OUT_G, OUT_C, OUT_LIFTED, GATED, ACTIVATION, HAS_BIAS, TOP_K, SLOTS,
     )  # fmt: skip
 
@@ -115,7 +115,7 @@ def _in_units(values, row_units, units, bias, HAS_BIAS: gl.constexpr):
 
 @gluon.jit
 def _finish(
-    sums, x_sizes, gate, up, order, offsets, out, out_sizes, expert, first_place, first_row, n_slots, n_rows,
+    sums, x_sizes, gate, up, order, out, out_sizes, first_place, end, first_row, n_rows,
     OUT_G: gl.constexpr, OUT_C: gl.constexpr, OUT_LIFTED: gl.constexpr, GATED: gl.constexpr,
     ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, TOP_K: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def _finish(
         pairs = gl.permute(gl.reshape(sums, (M // 16, 2, 8, N)), (0, 2, 3, 1))
         result, other = gl.split(gl.reshape(pairs, (M // 2, N, 2)))
     L: gl.constexpr = result.type.layout
-    own, there = slots_in(order, offsets, expert, first_place, n_slots, N, N, SLOTS, gl.SliceLayout(0, L))
+    own, there = slots_in(order, first_place, end, N, N, SLOTS, gl.SliceLayout(0, L))
     row = first_row + gl.arange(0, M // 2 if GATED else M, layout=gl.SliceLayout(1, L))
     start = out + (own.to(gl.int64) * n_rows)[None, :]
     size_at = x_sizes + (own // TOP_K) * 2
