@@ -47,7 +47,6 @@ _FEW_TILES = 8
 _REGISTERS_BY_PROGRAMS = {2: 128, 3: 80, 4: 64}
 """Registers of a thread, of eight warps a program, where a multiprocessor has so many programs."""
 
-
 _MOST_CHUNKS = 32
 """Groups of a warp, one after the other: the compiler takes minutes for more."""
 
